@@ -1,0 +1,219 @@
+"""What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from scrimp._core.ranks import is_main
+from scrimp.errors import MissingDependencyError
+from scrimp.report.record import RunStatus
+from scrimp.report.table import summary_panel, summary_text
+from scrimp.train.config import TrainConfig
+from scrimp.train.data import describe
+from scrimp.train.journal import StepInfo
+from scrimp.train.run import Run, Started
+
+_BAR_SECONDS = 0.25  # between redraws: each costs the training thread about a millisecond
+_LINE_SECONDS = 10.0  # between plain lines
+
+
+class Display(Protocol):
+    """The moments of a run that can be shown."""
+
+    def on_data(self, done: int, total: int, what: str) -> None:
+        """A data set is being decoded."""
+        ...
+
+    def on_start(self, started: Started) -> None:
+        """Training begins."""
+        ...
+
+    def on_step(self, info: StepInfo) -> None:
+        """A step was made."""
+        ...
+
+    def on_end(self, ended: Run) -> None:
+        """The run finished or was interrupted."""
+        ...
+
+
+@contextmanager
+def open_display(config: TrainConfig) -> Iterator[Display]:
+    """The display that fits standard output; a bar is taken away when the block is left."""
+    if not is_main():
+        yield _Silent()
+    elif sys.stdout.isatty():
+        bar = _Bar(config)
+        try:
+            yield bar
+        finally:
+            bar.close()
+    else:
+        yield _Lines(config)
+
+
+def start_line(started: Started) -> str:
+    """What is trained on what, in one or two lines."""
+    job, config = started.job, started.job.config
+    precision = "bfloat16" if job.autocast is not None else "float32"
+    lines = [
+        describe(started.dataset),
+        f"{config.model} ({started.num_parameters:,} parameters) on {job.device}, {precision}, into {started.run_dir}",
+    ]
+    if started.resumed_step is not None:
+        lines.append(f"resuming after step {started.resumed_step:,}")
+    return "\n".join(lines)
+
+
+def _evaluation_text(info: StepInfo) -> str:
+    assert info.evaluation is not None
+    text = f"test loss {info.evaluation['test_loss_nats']:.4f}"
+    if "test_accuracy" in info.evaluation:
+        text += f", accuracy {100 * info.evaluation['test_accuracy']:.2f} %"
+    return text
+
+
+def _end_lines(ended: Run) -> list[str]:
+    if ended.status is RunStatus.INTERRUPTED:
+        return [
+            f"interrupted after step {ended.step:,}; everything up to it is saved",
+            f"continue with: scrimp train --resume --out {ended.run_dir}",
+        ]
+    return [f"page: {ended.run_dir / 'report.html'}", f"model: {ended.run_dir / 'model.safetensors'}"]
+
+
+class _Silent:
+    """Ranks other than the first."""
+
+    def on_data(self, done: int, total: int, what: str) -> None: ...
+    def on_start(self, started: Started) -> None: ...
+    def on_step(self, info: StepInfo) -> None: ...
+    def on_end(self, ended: Run) -> None: ...
+
+
+class _Lines:
+    """For logs and pipes: a line at every evaluation, and one every ten seconds between."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._num_epochs = config.num_epochs
+        self._started = self._last = self._last_data = time.monotonic()
+        self._first_epoch: float | None = None
+
+    def on_data(self, done: int, total: int, what: str) -> None:
+        if time.monotonic() - self._last_data >= _LINE_SECONDS or done == total:
+            self._last_data = time.monotonic()
+            print(f"{what}: {done:,} of {total:,}", flush=True)
+
+    def on_start(self, started: Started) -> None:
+        print(start_line(started), flush=True)
+        self._started = self._last = time.monotonic()
+
+    def on_step(self, info: StepInfo) -> None:
+        if self._first_epoch is None:
+            self._first_epoch = info.epoch
+        now = time.monotonic()
+        if info.evaluation is None and (info.train_loss is None or now - self._last < _LINE_SECONDS):
+            return
+        self._last = now
+        parts = [f"epoch {info.epoch:.2f}/{self._num_epochs:g}", f"step {info.step:,}"]
+        if info.train_loss is not None:
+            parts.append(f"train loss {info.train_loss:.4f}")
+        if info.evaluation is not None:
+            parts.append(_evaluation_text(info))
+        trained = info.epoch - self._first_epoch
+        if trained > 0:
+            left = (now - self._started) * (self._num_epochs - info.epoch) / trained
+            parts.append(f"{left:.0f} s left")
+        print(", ".join(parts), flush=True)
+
+    def on_end(self, ended: Run) -> None:
+        if ended.summary is not None:
+            print(summary_text(ended.summary))
+        print("\n".join(_end_lines(ended)), flush=True)
+
+
+class _Bar:
+    """For terminals: a bar with loss, accuracy, examples/s and time left."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        try:
+            from rich.console import Console  # noqa: PLC0415 - optional package
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingDependencyError('the progress bar needs rich: pip install "scrimp[train]"') from error
+        self._num_epochs = config.num_epochs
+        self._console = Console()
+        # no refresh thread: it would take turns with the training threads
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._progress.start()
+        self._data_task = self._task = None
+        self._train = self._test = ""
+        self._last_drawn = 0.0
+        self._at_speed = (0, 0.0)
+        self._speed = 0.0
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def on_data(self, done: int, total: int, what: str) -> None:
+        if self._data_task is None:
+            self._data_task = self._progress.add_task(what, total=total, numbers="")
+        self._progress.update(
+            self._data_task, completed=done, total=total, description=what, numbers=f"{done:,}/{total:,}"
+        )
+        self._draw(done == total)
+        if done == total:
+            self._progress.remove_task(self._data_task)
+            self._data_task = None
+
+    def on_start(self, started: Started) -> None:
+        self._console.print(start_line(started), markup=False, highlight=False)
+        self._task = self._progress.add_task("starting", total=self._num_epochs, numbers="")
+        self._at_speed = (-1, time.monotonic())
+        self._draw(force=True)
+
+    def on_step(self, info: StepInfo) -> None:
+        assert self._task is not None
+        if info.train_loss is not None:
+            self._train = f"loss {info.train_loss:.3f}"
+        if info.evaluation is not None:
+            accuracy = info.evaluation.get("test_accuracy")
+            loss = info.evaluation["test_loss_nats"]
+            self._test = f"test {100 * accuracy:.2f} %" if accuracy is not None else f"test loss {loss:.4f}"
+        now = time.monotonic()
+        if now - self._last_drawn < _BAR_SECONDS and info.epoch < self._num_epochs:
+            return
+        visits, at = self._at_speed
+        if visits >= 0:
+            self._speed = (info.sample_visits - visits) / max(now - at, 1e-9)
+        self._at_speed = (info.sample_visits, now)
+        numbers = [self._train, self._test, f"{self._speed:,.0f} examples/s" if self._speed else ""]
+        self._progress.update(
+            self._task,
+            completed=info.epoch,
+            description=f"epoch {info.epoch:.1f}/{self._num_epochs:g}",
+            numbers="  ".join(filter(None, numbers)),
+        )
+        self._draw(force=True)
+
+    def on_end(self, ended: Run) -> None:
+        self.close()
+        if ended.summary is not None:
+            self._console.print(summary_panel(ended.summary))
+        self._console.print("\n".join(_end_lines(ended)), markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self, force: bool) -> None:
+        now = time.monotonic()
+        if force or now - self._last_drawn >= _BAR_SECONDS:
+            self._last_drawn = now
+            self._progress.refresh()

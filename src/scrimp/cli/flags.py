@@ -1,0 +1,92 @@
+"""Command-line flags made from the fields of ``TrainConfig``, so that a new setting is a flag at once."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from scrimp._core.names import nearest
+from scrimp.cli.main import Parser
+from scrimp.errors import ConfigError
+from scrimp.train.config import TrainConfig, parse_model_arg
+
+
+def add_config_flags(parser: argparse.ArgumentParser, defaults: TrainConfig) -> None:
+    """Add one flag per field, in groups; the help shows the values of ``defaults``, but only given flags are parsed."""
+    groups: dict[str, Any] = {}
+    types = get_type_hints(TrainConfig)
+    for setting in dataclasses.fields(TrainConfig):
+        if not setting.metadata.get("flag", True):
+            continue
+        title = setting.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options = _options(types[setting.name])
+        default = _shown(getattr(defaults, setting.name))
+        help_text = f"{setting.metadata['help']} (default: {default})".replace("%", "%%")
+        groups[title].add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            dest=setting.name,
+            default=argparse.SUPPRESS,
+            help=help_text,
+            **options,
+        )
+
+
+def overrides(namespace: argparse.Namespace, base: TrainConfig) -> dict[str, Any]:
+    """The settings that were given on the command line. Model arguments are merged with those of ``base``."""
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("flag", True)]
+    given = {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
+    if "model_args" in given:
+        # another model has other arguments
+        inherited = base.model_args if given.get("model", base.model) == base.model else {}
+        given["model_args"] = {**inherited, **dict(map(parse_model_arg, given["model_args"]))}
+    elif given.get("model", base.model) != base.model:
+        given["model_args"] = {}
+    return given
+
+
+def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
+    """Parse all of ``words``. Raises ConfigError; an unknown flag gets the nearest known one."""
+    namespace, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        if word.startswith("-"):
+            hint = nearest(word.split("=")[0], known) if word.startswith("--") else ""
+            hint = hint if "did you mean" in hint else f"; see {parser.prog} --help"
+            raise ConfigError(f"no flag is called {word!r}{hint}")
+        raise ConfigError(f"{word!r} is one word too many (see {parser.prog} --help)")
+    return namespace
+
+
+def _options(expected: Any) -> dict[str, Any]:
+    origin = get_origin(expected)
+    if origin is Literal:
+        return {"choices": list(get_args(expected)), "metavar": "|".join(get_args(expected))}
+    if origin is dict:
+        return {"action": "append", "metavar": "NAME=VALUE"}
+    if origin is not None:  # X | None
+        (inner,) = (option for option in get_args(expected) if option is not type(None))
+        return {"type": _or_none(inner), "metavar": _METAVARS[inner]}
+    if expected is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": expected, "metavar": _METAVARS[expected]}
+
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def _or_none(inner: type) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        return None if text.lower() == "none" else inner(text)
+
+    convert.__name__ = f"{inner.__name__} or none"  # argparse puts it into its message
+    return convert
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={item}" for name, item in value.items()) or "the model's own"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

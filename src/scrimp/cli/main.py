@@ -1,0 +1,81 @@
+"""``scrimp COMMAND``: finds the command, and turns every error that we know into one sentence and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import scrimp
+from scrimp.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    DataError,
+    FormatError,
+    MissingDependencyError,
+    NonFiniteLossError,
+    RunExistsError,
+    ScrimpError,
+)
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+_BAD_INPUT = (CheckpointNotFoundError, ConfigError, DataError, FormatError, MissingDependencyError, RunExistsError)
+
+_HELP = """\
+usage: scrimp COMMAND [...]
+
+Make training cheaper, and see what each saving cost.
+
+commands:
+  train [RECIPE]   train a model; without a recipe, handwritten digits in under a minute
+  report RUN...    write the page of finished or interrupted runs again, and show their tables
+
+`scrimp COMMAND --help` explains a command. `scrimp --version` prints the version.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises ConfigError, so that all bad input is reported in one way."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise instead of exiting."""
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    try:
+        if command in ("-h", "--help", "help"):
+            print(_HELP, end="")
+            return EXIT_DONE
+        if command == "--version":
+            print(f"scrimp {scrimp.__version__}")
+            return EXIT_DONE
+        return _run(command, rest)
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was saved after the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except _BAD_INPUT as error:
+        print(f"scrimp: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except NonFiniteLossError as error:
+        print(f"scrimp: error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except (ScrimpError, OSError) as error:
+        print(f"scrimp: error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _run(command: str, rest: list[str]) -> int:
+    # imported here: `scrimp --help` should not wait for torch
+    if command == "train":
+        from scrimp.cli.train import train_command  # noqa: PLC0415
+
+        return train_command(rest)
+    if command == "report":
+        from scrimp.cli.report import report_command  # noqa: PLC0415
+
+        return report_command(rest)
+    from scrimp._core.names import nearest  # noqa: PLC0415
+
+    raise ConfigError(f"no command is called {command!r}{nearest(command, ['train', 'report'])}")

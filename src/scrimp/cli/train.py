@@ -1,0 +1,143 @@
+"""``scrimp train``."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+
+from scrimp._core.ranks import is_main
+from scrimp.cli.allocator import keep_large_blocks
+from scrimp.cli.display import open_display
+from scrimp.cli.flags import add_config_flags, overrides, parse
+from scrimp.cli.main import EXIT_DONE, EXIT_INTERRUPTED, Parser
+from scrimp.errors import ConfigError
+from scrimp.report.record import RunStatus
+from scrimp.train.config import TrainConfig
+from scrimp.train.recipes import RECIPES, find_recipe
+from scrimp.train.run import newest_unfinished, read_config, run
+
+_DEFAULT_RECIPE = "digits"
+
+
+def train_command(words: Sequence[str]) -> int:
+    """Train one run as the command line says; returns the exit code."""
+    namespace = parse(_parser(TrainConfig()), list(words))
+    name = namespace.recipe or _DEFAULT_RECIPE
+    if namespace.help:
+        _parser(find_recipe(name)).print_help()
+        return EXIT_DONE
+    config, out = _configure(namespace)
+    sys.path.insert(0, os.getcwd())  # so that --model finds a module beside the user  # noqa: PTH109
+    keep_large_blocks()
+    with _processes(config), _Stop() as stop, open_display(config) as display:
+        ended = run(
+            config,
+            out=out,
+            resume=namespace.resume,
+            on_data=display.on_data,
+            on_start=lambda started: (stop.arm(), display.on_start(started)),  # type: ignore[func-returns-value]
+            on_step=display.on_step,
+            should_stop=stop.asked,
+        )
+        display.on_end(ended)
+    return EXIT_INTERRUPTED if ended.status is RunStatus.INTERRUPTED else EXIT_DONE
+
+
+def _configure(namespace: argparse.Namespace) -> tuple[TrainConfig, Path | None]:
+    """The configuration and directory: the recipe with the flags given, or that of the run which is resumed."""
+    if not namespace.resume:
+        recipe = find_recipe(namespace.recipe or _DEFAULT_RECIPE)
+        return recipe.replace(**overrides(namespace, recipe)), namespace.out
+    out = namespace.out or newest_unfinished(namespace.recipe or _DEFAULT_RECIPE)
+    stored = read_config(out)
+    if namespace.recipe not in (None, stored.recipe):
+        raise ConfigError(f"{out} holds a run of {stored.recipe!r}, not of {namespace.recipe!r}; leave the recipe out")
+    return stored.replace(**overrides(namespace, stored)), out
+
+
+def _parser(defaults: TrainConfig) -> Parser:
+    recipes = "\n".join(f"  {name:15} {_first_sentence(function.__doc__)}" for name, function in RECIPES.items())
+    parser = Parser(
+        prog="scrimp train",
+        usage="scrimp train [RECIPE] [--data NAME|PATH] [--model NAME|MODULE:FUNCTION] [--out DIR] [--resume] ...",
+        description="Train a model as a recipe says; every setting of the recipe can be changed by a flag.\n\n"
+        f"recipes:\n{recipes}",
+        epilog="examples:\n"
+        "  scrimp train                                       handwritten digits, nothing to download\n"
+        "  scrimp train fashion-mnist --data path/to/folder   IDX, parquet, CIFAR or class folders\n"
+        "  scrimp train cifar10-small --num-epochs 3 --seed 1\n"
+        "  scrimp train cifar10-small --model my_module:make_model --model-args depth=20\n"
+        "  scrimp train --resume                              go on with the newest unfinished run\n"
+        "  torchrun --nproc-per-node 2 -m scrimp train digits --batch-size 32",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see above (default: digits)")
+    run_group = parser.add_argument_group("where")
+    run_group.add_argument("--out", type=Path, metavar="DIR", help="directory of the run (default: runs/RECIPE-NNN)")
+    run_group.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --out, or with the recipe's newest"
+    )
+    run_group.add_argument(
+        "-h", "--help", action="store_true", help="show this; `scrimp train RECIPE --help` shows that recipe's settings"
+    )
+    add_config_flags(parser, defaults)
+    return parser
+
+
+def _first_sentence(text: str | None) -> str:
+    return (text or "").split("\n")[0].rstrip(".")
+
+
+@contextmanager
+def _processes(config: TrainConfig) -> Iterator[None]:
+    """Join the other processes when torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield
+        return
+    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class _Stop:
+    """Ctrl-C (or SIGTERM) during training asks the loop to save and stop; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self._armed = self._asked = False
+        self._former: dict[int, Any] = {}
+
+    def arm(self) -> None:
+        """From now on the loop is listening."""
+        self._armed = True
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def __enter__(self) -> "_Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._armed or self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        if is_main():
+            print("\nstopping after this step, to save it (again to stop at once) ...", file=sys.stderr)

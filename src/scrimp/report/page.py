@@ -1,0 +1,98 @@
+"""One self-contained HTML page per run: no network, no plotting library, readable on a phone and on paper."""
+
+import base64
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+from scrimp._core.atomic_files import write_text
+from scrimp.errors import MissingDependencyError
+from scrimp.report.facts import facts
+from scrimp.report.record import RunRecord, RunStatus, read_run
+from scrimp.report.sections import SECTIONS
+
+PAGE_NAME = "report.html"
+
+
+def write_page(run_dir: Path | str) -> Path:
+    """Write ``report.html`` into a run directory, from its record alone, and return its path.
+
+    Works for a run that has not finished too. Takes well under a second; a page is some 50 KB, however long the run.
+
+    Raises: DataNotFoundError - there is no run in that directory. FormatError - a file of the record is corrupt.
+    MissingDependencyError - jinja2 is not installed.
+    """
+    record = read_run(run_dir)
+    path = record.run_dir / PAGE_NAME
+    write_text(path, render_page(record))
+    return path
+
+
+def render_page(record: RunRecord) -> str:
+    """The page as text. Every value of the record is escaped; the page can load nothing and run no script but its own.
+
+    Raises: MissingDependencyError - jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - optional package
+    except ImportError as error:
+        raise MissingDependencyError('the page needs jinja2, which is not installed: pip install "scrimp[train]"') from error
+    environment = Environment(
+        loader=PackageLoader("scrimp.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        title=_setting(record, "recipe"),
+        subtitle=[part for part in _subtitle(record) if part],
+        status=record.status.value,
+        last_word=_last_word(record),
+        facts=facts(record),
+        sections=[section for make in SECTIONS if (section := make(record)) is not None],
+        style=_Trusted(_resource("page.css")),
+        script=_Trusted(_resource("page.js")),
+        script_digest=_digest(_resource("page.js")),
+    )
+
+
+class _Trusted(str):
+    """Text of our own package, which a template takes as it is."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return str(self)
+
+
+def _resource(name: str) -> str:
+    return (resources.files("scrimp.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """The hash by which the page's security policy allows this script and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _setting(record: RunRecord, key: str) -> str:
+    """A setting as the summary has it, or else the configuration."""
+    value = getattr(record.summary, key, None) or record.config.get(key)
+    return "" if value is None else str(value)
+
+
+def _subtitle(record: RunRecord) -> list[str]:
+    seed = _setting(record, "seed")
+    finished = record.summary.finished_at if record.summary is not None else None
+    return [
+        *(_setting(record, key) for key in ("data", "model", "device")),
+        f"seed {seed}" if seed else "",
+        (finished or "").replace("T", " ")[:16],
+    ]
+
+
+def _last_word(record: RunRecord) -> str:
+    """Why a run stopped early, if it said so."""
+    if record.status is RunStatus.FINISHED or not record.metrics or record.metrics[-1]["event"] != "note":
+        return ""
+    return str(record.metrics[-1].get("text", ""))

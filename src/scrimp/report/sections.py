@@ -1,0 +1,214 @@
+"""The sections of a run's page, in the order of reading: each a function from the record to a section, or to None.
+
+To add a section, write one more such function and name it in ``SECTIONS``. A section is data; the template shows whatever
+figures, tables and text it has and escapes everything but finished figures.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scrimp.report.figures import Figure, Line, bar_chart, line_chart, stacked_bar
+from scrimp.report.record import Point, RunRecord
+from scrimp.report.units import byte_unit, format_bytes, format_number, format_ratio, format_seconds
+
+PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "checkpoint", "other")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of figures as text, under a header; the first column names the row and the others are aligned right."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: a title, and what is under it. ``pairs`` are names with their values."""
+
+    title: str
+    note: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    preformatted: str = ""
+
+
+def notes(record: RunRecord) -> Section | None:
+    """What happened on the way: interruptions, resumptions, warnings."""
+    pairs = tuple((f"step {line['step']:,}", str(line.get("text", ""))) for line in record.events("note"))
+    return Section("Notes", pairs=pairs) if pairs else None
+
+
+def curves(record: RunRecord) -> Section | None:
+    """Loss, accuracy, learning rate and speed over the epochs."""
+    is_text = record.last("evaluation", "test_loss_nats") is not None and not record.series("evaluation", "test_accuracy")
+    losses = [
+        _line("train", record.series("step", "train_loss")),
+        _line("test", record.series("evaluation", "test_loss_nats"), is_marked=True),
+    ]
+    accuracies = [
+        _line("train", record.series("step", "train_accuracy"), factor=100),
+        _line("test", record.series("evaluation", "test_accuracy"), factor=100, is_marked=True),
+    ]
+    rates = [_line("rate", record.series("step", "learning_rate"))]
+    speeds = [_line("examples/s", record.series("step", "examples_per_second"))]
+    figures = (
+        _over_epochs(losses, title="Loss", unit="nats per character" if is_text else "nats", log_y=_is_wide(losses)),
+        _over_epochs(accuracies, title="Accuracy", unit="%"),
+        _over_epochs(rates, title="Learning rate", from_zero=True),
+        _over_epochs(speeds, title="Speed", unit="examples per second", from_zero=True),
+    )
+    drawn = tuple(figure for figure in figures if figure is not None)
+    return Section("Training", figures=drawn) if drawn else None
+
+
+def timing(record: RunRecord) -> Section | None:
+    """Seconds of each epoch, and what they were spent on."""
+    epochs = [point.value for point in record.series("epoch", "epoch_seconds")]
+    phases = _phase_seconds(record)
+    figures = []
+    if phases:
+        longest = max(phases, key=phases.__getitem__)
+        figures.append(
+            stacked_bar(
+                list(phases.items()),
+                title="Where the time went",
+                description=f"{format_seconds(sum(phases.values()))} in {len(phases)} parts; most of it in {longest}.",
+            )
+        )
+    if epochs:
+        figures.append(
+            bar_chart(
+                epochs,
+                title="Time per epoch",
+                description=f"{len(epochs)} epochs, {format_seconds(min(epochs))} to {format_seconds(max(epochs))} each.",
+                name="seconds",
+                x_label="epoch",
+                unit="seconds",
+            )
+        )
+    return Section("Time", figures=tuple(figures)) if figures else None
+
+
+def checkpoints(record: RunRecord) -> Section | None:
+    """The bytes of each checkpoint over the steps, and of all of them."""
+    stored, raw = record.series("checkpoint", "stored_bytes"), record.series("checkpoint", "raw_bytes")
+    if not stored:
+        return None
+    factor, unit = byte_unit(max(point.value for point in (*stored, *raw)))
+    lines = [_line("stored", stored, factor=1 / factor, is_marked=True, over_steps=True)]
+    if any(abs(a.value - b.value) > 0.01 * b.value for a, b in zip(stored, raw, strict=False)):
+        lines.append(_line("raw", raw, factor=1 / factor, is_marked=True, over_steps=True))
+    sizes = line_chart(
+        lines, title="Size of each checkpoint", description=_described(lines), x_label="step", unit=unit, from_zero=True
+    )
+    total_stored, total_raw = sum(point.value for point in stored), sum(point.value for point in raw)
+    rows = [
+        ("raw", format_bytes(total_raw), format_bytes(total_raw / len(stored))),
+        ("stored", format_bytes(total_stored), format_bytes(total_stored / len(stored))),
+        ("raw / stored", format_ratio(total_raw, total_stored), ""),
+    ]
+    seconds = [point.value for point in record.series("checkpoint", "save_seconds")]
+    if seconds:
+        rows.append(("time to save", format_seconds(sum(seconds)), format_seconds(sum(seconds) / len(seconds))))
+    return Section(
+        "Checkpoints",
+        note="Every checkpoint that the run wrote, those no longer kept among them.",
+        figures=(sizes,),
+        tables=(Table((f"{len(stored):,} saved", "in all", "each"), tuple(rows)),),
+    )
+
+
+def sample_text(record: RunRecord) -> Section | None:
+    """What a language model wrote after training."""
+    if record.summary is None or not record.summary.sample_text:
+        return None
+    return Section("Sample", note="Written by the model after training.", preformatted=record.summary.sample_text)
+
+
+def configuration(record: RunRecord) -> Section | None:
+    """Every setting of the run."""
+    pairs = tuple(_flattened(record.config))
+    return Section("Configuration", pairs=pairs) if pairs else None
+
+
+def reproduction(record: RunRecord) -> Section | None:
+    """The command that repeats the run, and the versions that it ran with."""
+    if record.summary is None:
+        return None
+    pairs = tuple(record.summary.versions.items())
+    command = record.summary.command or ""
+    return Section("To repeat this run", pairs=pairs, preformatted=command) if pairs or command else None
+
+
+SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
+    curves,
+    timing,
+    checkpoints,
+    sample_text,
+    notes,
+    reproduction,
+    configuration,
+)
+
+
+def _line(
+    name: str, points: Sequence[Point], *, factor: float = 1.0, is_marked: bool = False, over_steps: bool = False
+) -> Line:
+    x = [float(point.step) if over_steps else point.epoch for point in points]
+    return Line(name, x, [factor * point.value for point in points], is_marked)
+
+
+def _over_epochs(
+    lines: Sequence[Line], *, title: str, unit: str = "", log_y: bool = False, from_zero: bool = False
+) -> Figure | None:
+    present = [line for line in lines if line.y]
+    if not present:
+        return None
+    return line_chart(
+        # an absent curve stays in the list, so that "test" has the same colour in every figure
+        lines if len(present) == len(lines) else present,
+        title=title,
+        description=_described(present),
+        x_label="epoch",
+        unit=unit,
+        log_y=log_y,
+        from_zero=from_zero,
+    )
+
+
+def _described(lines: Sequence[Line]) -> str:
+    return " ".join(
+        f"{line.name}: {len(line.y)} values from {format_number(line.y[0])} to {format_number(line.y[-1])}."
+        for line in lines
+    )
+
+
+def _is_wide(lines: Sequence[Line]) -> bool:
+    """Whether the values span so much that a linear axis would hide the end of the curve."""
+    values = [value for line in lines for value in line.y if value > 0]
+    return bool(values) and max(values) > 20 * min(values)
+
+
+def _phase_seconds(record: RunRecord) -> dict[str, float]:
+    """Seconds per phase, from the summary or else from the epochs so far; phases that took no time are left out."""
+    if record.summary is not None and record.summary.phase_seconds:
+        seconds = dict(record.summary.phase_seconds)
+    else:
+        seconds = {name: sum(p.value for p in record.series("epoch", f"{name}_seconds")) for name in PHASES}
+    order = [*(name for name in PHASES if name in seconds), *(name for name in seconds if name not in PHASES)]
+    return {name: seconds[name] for name in order if seconds[name]}
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names, each with its value as text."""
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            rows.extend(_flattened(value, f"{prefix}{name}."))
+        else:
+            rows.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)))
+    return rows

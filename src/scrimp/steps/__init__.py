@@ -1,0 +1,22 @@
+"""Fewer and cheaper steps: one file per trick, each a function or a small object for anybody's training loop."""
+
+from scrimp.steps.batch import Batch, BatchTransform
+from scrimp.steps.crop import Padding, RandomCrop
+from scrimp.steps.cutout import Cutout
+from scrimp.steps.device_loader import DeviceLoader
+from scrimp.steps.flip import AlternatingFlip, RandomFlip
+from scrimp.steps.normalize import Normalize
+from scrimp.steps.window import RandomWindow
+
+__all__ = [
+    "AlternatingFlip",
+    "Batch",
+    "BatchTransform",
+    "Cutout",
+    "DeviceLoader",
+    "Normalize",
+    "Padding",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomWindow",
+]

@@ -1,0 +1,1 @@
+"""The main job: recipes, data, models and the training loop."""

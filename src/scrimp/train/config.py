@@ -1,0 +1,188 @@
+"""What a training run is made of: one flat, frozen, typed value.
+
+A recipe returns it, the command line overrides it, ``config.json`` of a run directory holds it.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from scrimp._core.names import nearest
+from scrimp.errors import ConfigError
+
+ModelArg = int | float | bool | str
+
+
+def _setting(default: Any, help_text: str, group: str, **more: Any) -> Any:
+    """A field with what the command line needs to know of it."""
+    metadata = {"help": help_text, "group": group, **more}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Every field is a flag of ``scrimp train``; ``config.json`` of a run directory holds them all.
+
+    Raises ConfigError at construction when a value is impossible. Fields marked ``changes_result=False`` may differ
+    between a run and its resumption.
+    """
+
+    recipe: str = _setting("custom", "name of the recipe that the settings come from", "run", flag=False)
+
+    data: str = _setting("digits", "a data set's name, a path, or hf://OWNER/NAME", "data")
+    crop_padding: int = _setting(0, "random crops from images padded by this many pixels; 0 for none", "data")
+    flip: Literal["none", "random", "alternating"] = _setting("none", "mirror images left-right in training", "data")
+    cutout: int = _setting(0, "side of a random square that is blanked in each image, pixels; 0 for none", "data")
+    context_length: int = _setting(128, "text: tokens that a sample spans", "data")
+
+    model: str = _setting(
+        "small-cnn", "a built-in model's name, or MODULE:FUNCTION that returns a torch module", "model"
+    )
+    model_args: dict[str, ModelArg] = _setting({}, "argument of the model, as NAME=VALUE; may be repeated", "model")
+
+    num_epochs: float = _setting(10.0, "epochs; may be fractional", "optimization")
+    batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
+    accumulation: int = _setting(1, "parts that a batch is split into to save memory", "optimization")
+    optimizer: Literal["sgd", "adamw"] = _setting("sgd", "SGD with Nesterov momentum, or AdamW", "optimization")
+    learning_rate: float = _setting(0.1, "peak learning rate", "optimization")
+    warmup: float = _setting(0.2, "fraction of training over which the learning rate rises", "optimization")
+    decay: Literal["linear", "cosine", "constant"] = _setting(
+        "linear", "shape of the fall after the peak", "optimization"
+    )
+    final_learning_rate: float = _setting(0.0, "learning rate at the end, as a fraction of the peak", "optimization")
+    momentum: float = _setting(0.9, "momentum of SGD, or beta1 of AdamW", "optimization")
+    beta2: float = _setting(0.95, "beta2 of AdamW", "optimization")
+    weight_decay: float = _setting(5e-4, "weight decay of weights (not of biases and norms)", "optimization")
+    label_smoothing: float = _setting(0.0, "images: probability spread over all classes", "optimization")
+    clip_norm: float | None = _setting(None, "clip the gradient to this norm; none for no clipping", "optimization")
+
+    seed: int = _setting(0, "seed of weights, order and augmentation", "run")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps", "run", changes_result=False)
+    threads: int | None = _setting(None, "CPU threads; none for torch's choice", "run", changes_result=False)
+    precision: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "auto: bfloat16 autocast where the hardware has it natively", "run"
+    )
+    deterministic: bool = _setting(False, "only deterministic kernels (slower on CUDA)", "run")
+
+    evaluate_every: float = _setting(1.0, "epochs between evaluations; the end is always evaluated", "record")
+    checkpoint_every: float = _setting(1.0, "epochs between checkpoints; the end is always saved", "record")
+    keep_checkpoints: int = _setting(2, "checkpoints kept on disk", "record", changes_result=False)
+    log_every: int = _setting(20, "steps between lines in metrics.jsonl", "record")
+    tensorboard: bool = _setting(
+        False, "also write TensorBoard events into the run directory", "record", changes_result=False
+    )
+    wandb: str | None = _setting(None, "also log to this Weights & Biases project", "record", changes_result=False)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        at_least_one = ("batch_size", "accumulation", "context_length", "keep_checkpoints", "log_every")
+        for name in at_least_one:
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
+        for name in ("num_epochs", "learning_rate", "evaluate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, name, value, "it must be a positive number")
+        for name in ("crop_padding", "cutout", "weight_decay", "seed"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, name, value, "it must not be negative")
+        for name in ("warmup", "final_learning_rate"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, name, value, "it is a fraction from 0 to 1")
+        for name in ("momentum", "beta2", "label_smoothing"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "it must lie in [0, 1)")
+        if self.clip_norm is not None:
+            _require(self.clip_norm > 0, "clip_norm", self.clip_norm, "it must be positive, or none")
+        if self.threads is not None:
+            _require(self.threads >= 1, "threads", self.threads, "it must be at least 1, or none")
+        if self.accumulation > self.batch_size:
+            raise ConfigError(
+                f"accumulation is {self.accumulation}, but a batch has only {self.batch_size} samples to split; "
+                "lower --accumulation or raise --batch-size"
+            )
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """A copy with some fields changed. Raises ConfigError for an unknown field, naming the nearest known one."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(f"no setting is called {name!r}{nearest(name, known)}")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The inverse of ``to_dict``; missing fields take their defaults, unknown ones raise ConfigError."""
+        return cls().replace(**values)
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """Fields that change the result and differ, as ``name: ours != theirs``."""
+        return [
+            f"{f.name}: {getattr(self, f.name)!r} != {getattr(other, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.metadata.get("changes_result", True) and getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}: {rule} (--{name.replace('_', '-')})")
+
+
+def _check_types(config: TrainConfig) -> None:
+    """A config also comes from JSON and from user code: refuse a string where a number belongs, here and not later."""
+    for name, expected in get_type_hints(TrainConfig).items():
+        value = getattr(config, name)
+        if expected is float and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(config, name, float(value))
+        elif not _fits(value, expected):
+            allowed = get_args(expected) if get_origin(expected) is Literal else None
+            rule = (
+                f"it must be one of {', '.join(map(repr, allowed))}"
+                if allowed
+                else f"it must be {_type_name(expected)}"
+            )
+            raise ConfigError(f"{name} is {value!r}: {rule} (--{name.replace('_', '-')})")
+
+
+def _fits(value: object, expected: Any) -> bool:
+    origin = get_origin(expected)
+    if origin is Literal:
+        return value in get_args(expected)
+    if origin is dict:
+        key_type, value_type = get_args(expected)
+        return isinstance(value, dict) and all(_fits(k, key_type) and _fits(v, value_type) for k, v in value.items())
+    if origin is not None:  # a union
+        return any(_fits(value, option) for option in get_args(expected))
+    if expected is int or expected is float:
+        accepted = int if expected is int else (int, float)
+        return isinstance(value, accepted) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def _type_name(expected: Any) -> str:
+    if get_origin(expected) is dict:
+        return "a mapping of names to numbers, booleans or strings"
+    if get_origin(expected) is not None:
+        return " or ".join(_type_name(option) for option in get_args(expected))
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+    return names.get(expected, str(expected))
+
+
+def parse_model_arg(text: str) -> tuple[str, ModelArg]:
+    """``NAME=VALUE`` with VALUE read as a JSON number or boolean where it is one, else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ConfigError(f"--model-args takes NAME=VALUE, for example width=64; it was given {text!r}")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+    return name, parsed if isinstance(parsed, bool | int | float) else value

@@ -1,0 +1,116 @@
+"""Image files to arrays, and the way of every image source into train and test arrays."""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+
+from scrimp.errors import DataError
+from scrimp.train.data.holdout import HoldOut
+from scrimp.train.data.labels import Labels
+from scrimp.train.data.source import Arrays, Facts, Progress, optional_module
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_IMAGES_PER_BLOCK = 256
+_BLOCK_BYTES = 32 * 2**20
+_GRAY_MODES = ("1", "L", "LA", "La")
+_WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+Block = UInt8[np.ndarray, "images height width channels"]
+
+
+def decode_split(
+    labels: Labels, blocks: Iterable[Block], location: str, *, arrays: Arrays, hold_out: HoldOut, progress: Progress
+) -> Facts:
+    """Send the blocks of a source, in the order of its labels (train, then test), to the arrays of their split.
+
+    Without a test split of its own, rows that ``hold_out`` chooses become the test split. Memory: one block.
+    Raises DataError for labels that do not fit (see ``Labels``), and whatever decoding a block raises.
+    """
+    classes = labels.class_names(location)
+    if labels.test is None:
+        targets, is_test = labels.train, hold_out.choose(labels.train)
+        note = f"no test split: {hold_out.fraction:.0%} of each class held out, seed {hold_out.seed}"
+    else:
+        targets = np.concatenate([labels.train, labels.test])
+        is_test = np.arange(len(targets)) >= len(labels.train)
+        note = ""
+    if not is_test.any():
+        raise DataError(f"{location} has no test split, and too few images to hold any out: one per class")
+    parts = (("train", ~is_test), ("test", is_test))
+    done = 0
+    for block in blocks:
+        for part, belongs in parts:
+            if done == 0:
+                arrays.begin(f"{part}_inputs", (int(belongs.sum()), *block.shape[1:]), block.dtype)
+            arrays.append(f"{part}_inputs", block[belongs[done : done + len(block)]])
+        done += len(block)
+        progress(done, len(targets), "decoding images")
+    assert done == len(targets), f"{done} images for {len(targets)} labels"
+    for part, belongs in parts:
+        arrays.begin(f"{part}_targets", (int(belongs.sum()),), targets.dtype)
+        arrays.append(f"{part}_targets", targets[belongs])
+    return Facts(kind="images", classes=classes, note=note)
+
+
+def decode_files(files: Iterable[tuple[Path | IO[bytes], str]]) -> Iterator[Block]:
+    """Decode image files, each given with the words that name it in an error, into blocks of equal images.
+
+    The first image decides: all must have its size, and are converted to its mode (grayscale, one channel; or RGB).
+    One thread, on purpose: on small images threads measured no faster (Pillow spends most of the time in Python).
+    Raises DataError naming the image that differs, cannot be decoded, or has more than 8 bits per channel.
+    """
+    pillow = optional_module("PIL.Image", "train", "reading images")
+    first = ""
+    block = np.empty((0, 0, 0, 0), np.uint8)
+    filled = 0
+    for file, place in files:
+        try:
+            with pillow.open(file) as image:
+                if not first:
+                    first, mode, size = place, _mode_of(image, place), image.size
+                    block = _new_block(mode, size)
+                elif image.size != size:
+                    raise DataError(
+                        f"{place}: the image is {_in_words(image.size)}, but the first one ({first}) is "
+                        f"{_in_words(size)}; all images must have one size"
+                    )
+                elif image.mode != mode:
+                    _mode_of(image, place)
+                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        except DataError:
+            raise
+        except Exception as error:  # Pillow's plugins raise many types for bad files; all of them mean the same here
+            raise DataError(f"{place}: the image cannot be decoded ({error}); replace or remove it") from error
+        block[filled] = pixels.reshape(block.shape[1:])
+        filled += 1
+        if filled == len(block):
+            yield block
+            block, filled = np.empty_like(block), 0
+    if filled:
+        yield block[:filled]
+
+
+def _mode_of(image: "Image", place: str) -> str:
+    if image.mode in _WIDE_MODES:
+        raise DataError(
+            f"{place}: the image has mode {image.mode!r}; only 8 bits per channel are read, convert it first"
+        )
+    return "L" if image.mode in _GRAY_MODES else "RGB"
+
+
+def _new_block(mode: str, size: tuple[int, int]) -> Block:
+    width, height = size
+    shape = (height, width, 1 if mode == "L" else 3)
+    num_images = min(max(_BLOCK_BYTES // math.prod(shape), 1), _IMAGES_PER_BLOCK)
+    return np.empty((num_images, *shape), np.uint8)
+
+
+def _in_words(size: tuple[int, int]) -> str:
+    width, height = size
+    return f"{width} wide and {height} high"

@@ -1,0 +1,34 @@
+"""Loss and accuracy on the held-out data."""
+
+import torch
+
+from scrimp._core.ranks import all_reduce_sum_
+from scrimp.train.job import Job
+from scrimp.train.parallel import share_buffers
+
+
+def evaluate(job: Job) -> dict[str, float]:
+    """``test_loss_nats`` and, for images, ``test_accuracy`` (a fraction), over the whole test split.
+
+    Under DDP each rank takes its share with the buffers of rank 0. The model is left in training mode.
+    Cost: one forward pass over the split, one host sync.
+    """
+    share_buffers(job.model)
+    sums = torch.zeros(3, dtype=torch.float32 if job.device.type == "mps" else torch.float64, device=job.device)
+    job.model.eval()
+    with torch.inference_mode(), job.precision():
+        for batch in job.test_loader:
+            inputs, targets = job.task.split(batch.inputs, batch.targets)
+            outputs = job.model(inputs)
+            sums[0] += job.task.losses(outputs, targets, smoothed=False).sum(dtype=sums.dtype)
+            num_correct = job.task.num_correct(outputs, targets)
+            if num_correct is not None:
+                sums[1] += num_correct
+            sums[2] += len(inputs)
+    job.model.train()
+    all_reduce_sum_(sums)
+    loss, correct, count = sums.tolist()
+    result = {"test_loss_nats": loss / count}
+    if job.task.kind == "images":
+        result["test_accuracy"] = correct / count
+    return result

@@ -1,0 +1,159 @@
+"""What a run writes down while it trains: metric lines, checkpoints, and where its time went."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scrimp._core.ranks import is_main, rank
+from scrimp._core.rng import capture_global_rng, restore_global_rng
+from scrimp.checkpoints import ExactCheckpoints
+from scrimp.report.record import RunStatus, RunWriter
+from scrimp.train.evaluation import evaluate
+from scrimp.train.job import Job, Stateful
+from scrimp.train.metrics import RunningMetrics
+from scrimp.train.parallel import from_all_ranks
+from scrimp.train.timing import PhaseClock
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a progress display can show after a step. Losses are there only after the steps that read them."""
+
+    step: int
+    epoch: float
+    sample_visits: int
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    evaluation: Mapping[str, float] | None = None
+
+
+class Journal:
+    """Counts, logs, evaluates and saves for the loop; holds all of a run's state that is not in model or optimizer.
+
+    ``record`` is given on the main rank only; every rank takes part in evaluation and saving.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        checkpoints: ExactCheckpoints,
+        record: RunWriter | None,
+        on_step: Callable[[StepInfo], None] | None,
+    ) -> None:
+        self.job, self.checkpoints, self.record, self.on_step = job, checkpoints, record, on_step
+        self.clock, self.metrics = PhaseClock(job.device), RunningMetrics(job.device)
+        self.step = 0
+        self.epoch = 0.0
+        self.sample_visits = 0
+        self.evaluation: dict[str, float] = {}
+        self._saved_step = -1
+        self._at_log = (0, 0.0)  # visits and seconds at the last log line
+        self._at_epoch: tuple[int, dict[str, float]] = (0, self.clock.seconds())
+
+    def after_step(self, epoch: float, num_samples: int) -> None:
+        """Count a step that ended ``epoch`` epochs into the run, and do what is due then."""
+        before, self.epoch = self.epoch, epoch
+        self.step += 1
+        self.sample_visits += num_samples
+        config = self.job.config
+        read: dict[str, float] = {}
+        if self.step % config.log_every == 0:
+            read = self._log_step()
+        finished = epoch >= config.num_epochs
+        evaluation = None
+        if finished or _due(config.evaluate_every, before, epoch):
+            evaluation = self._evaluate()
+        if _due(1.0, before, epoch) or finished:
+            self._log_epoch()
+        if finished or _due(config.checkpoint_every, before, epoch):
+            self.save()
+        if self.on_step is not None:
+            loss, accuracy = read.get("loss"), read.get("accuracy")
+            self.on_step(StepInfo(self.step, epoch, self.sample_visits, loss, accuracy, evaluation))
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, unless it is there already. Raises NonFiniteLossError before it."""
+        if self._saved_step == self.step:
+            return
+        with self.clock("checkpoint"):
+            self.metrics.check_finite()
+            rng = from_all_ranks(capture_global_rng())
+            if is_main():
+                report = self.checkpoints.save(
+                    self.step, model=self.job.model, optimizer=self.job.optimizer, extra=self._state(rng)
+                )
+                self._write(
+                    "checkpoint",
+                    raw_bytes=report.raw_bytes, stored_bytes=report.stored_bytes, save_seconds=report.save_seconds,
+                )  # fmt: skip
+        self._saved_step = self.step
+
+    def note(self, text: str, status: RunStatus | None = None) -> None:
+        """Leave a remark in the record."""
+        if self.record is not None:
+            self.record.note(text, step=self.step, epoch=self.epoch, seconds=self.clock.train_seconds(), status=status)
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint: model, optimizer, order of samples, random state, counts, clock."""
+        state = self.checkpoints.restore(model=self.job.model, optimizer=self.job.optimizer)
+        self.step, self.epoch, self.sample_visits = state["step"], state["epoch"], state["sample_visits"]
+        self.evaluation = state["evaluation"]
+        self._saved_step = self.step
+        for name, item in self._stateful().items():
+            item.load_state_dict(state["stateful"][name])
+        self._at_log = (state["log_visits"], state["log_seconds"])
+        self._at_epoch = (state["epoch_visits"], state["epoch_seconds"])
+        if self.record is not None:
+            self.record.truncate_after(self.step)
+        self.note(f"resumed from the checkpoint of step {self.step}")
+        if rank() < len(state["rng"]):  # a process that was not there before starts with fresh random numbers
+            restore_global_rng(state["rng"][rank()])
+
+    def _state(self, rng: list[Any]) -> dict[str, Any]:
+        return {
+            "step": self.step, "epoch": self.epoch, "sample_visits": self.sample_visits,
+            "evaluation": self.evaluation,
+            "log_visits": self._at_log[0], "log_seconds": self._at_log[1],
+            "epoch_visits": self._at_epoch[0], "epoch_seconds": self._at_epoch[1],
+            "stateful": {name: item.state_dict() for name, item in self._stateful().items()},
+            "rng": rng,
+        }  # fmt: skip
+
+    def _stateful(self) -> dict[str, Stateful]:
+        own: dict[str, Stateful] = {"loader": self.job.loader, "clock": self.clock, "metrics": self.metrics}
+        return {**own, **self.job.seams.state}
+
+    def _write(self, event: str, **values: Any) -> None:
+        if self.record is not None:
+            self.record.write(event, step=self.step, epoch=self.epoch, seconds=self.clock.train_seconds(), **values)
+
+    def _log_step(self) -> dict[str, float]:
+        read = self.metrics.read()
+        visits, seconds = self._at_log
+        self._at_log = (self.sample_visits, self.clock.step_seconds())
+        accuracy = {"train_accuracy": read["accuracy"]} if self.job.task.kind == "images" else {}
+        self._write(
+            "step",
+            train_loss=read["loss"], **accuracy, learning_rate=self.job.optimizer.param_groups[0]["lr"],
+            examples_per_second=(self._at_log[0] - visits) / max(self._at_log[1] - seconds, 1e-9),
+        )  # fmt: skip
+        return read
+
+    def _evaluate(self) -> dict[str, float]:
+        with self.clock("evaluation"):
+            self.evaluation = evaluate(self.job)
+        self._write("evaluation", **self.evaluation)
+        return self.evaluation
+
+    def _log_epoch(self) -> None:
+        visits, before = self._at_epoch
+        now = self.clock.seconds()
+        self._at_epoch = (self.sample_visits, now)
+        spent = {f"{phase}_seconds": now[phase] - before[phase] for phase in now}
+        self._write("epoch", epoch_seconds=sum(spent.values()), sample_visits=self.sample_visits - visits, **spent)
+
+
+def _due(every: float, before: float, after: float) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]; pure, so that a resumed run agrees."""
+    return math.floor(after / every + 1e-9) > math.floor(before / every + 1e-9)

@@ -1,0 +1,105 @@
+"""The training loop, read from top to bottom.
+
+Five seams are where a saving meets it, in the order in which they are called: which samples an epoch visits (the
+loader's sampler), what is done to a batch (the loader's transforms), how the losses of a batch become one (``reduce``),
+what is added to it (``penalty``), and what follows a step (``after_step``).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+from torch import Tensor, nn
+
+from scrimp._core.ranks import world_size
+from scrimp.checkpoints import ExactCheckpoints
+from scrimp.report.record import RunStatus, RunWriter
+from scrimp.steps import Batch
+from scrimp.train.job import Job
+from scrimp.train.journal import Journal, StepInfo
+from scrimp.train.optimization import learning_rate_factor, set_learning_rate
+from scrimp.train.parallel import any_rank, for_ranks, gradients_stay_local
+
+
+def train(
+    job: Job,
+    checkpoints: ExactCheckpoints,
+    record: RunWriter | None,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepInfo], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[RunStatus, Journal]:
+    """Train to the end, or until ``should_stop()``: then a checkpoint is saved and the status is INTERRUPTED.
+
+    With ``resume`` training goes on from the newest checkpoint exactly as if it had never stopped. ``record`` is the
+    writer of the run's metrics, on the main rank only; ``on_step`` feeds a progress display.
+
+    Raises: NonFiniteLossError - checked wherever losses are read and before every checkpoint.
+    Cost: the host waits for the device at log points, evaluations and checkpoints only.
+    """
+    config, model, task, seams, optimizer = job.config, job.model, job.task, job.seams, job.optimizer
+    journal = Journal(job, checkpoints, record, on_step)
+    if resume:
+        journal.restore()
+    wrapped = for_ranks(model, job.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    clock, num_ranks = journal.clock, world_size()
+    model.train()
+    clock.start()
+
+    for epoch in range(math.floor(journal.epoch + 1e-9), math.ceil(config.num_epochs)):
+        job.loader.set_epoch(epoch)
+        num_steps = len(job.loader)
+        batches = iter(job.loader)
+        for position in range(job.loader.steps_done, round(num_steps * min(1.0, config.num_epochs - epoch))):
+            progress = (epoch + (position + 0.5) / num_steps) / config.num_epochs
+            set_learning_rate(optimizer, learning_rate_factor(config, progress))
+
+            with clock("data"):
+                batch = next(batches)
+            for part, is_last in _parts(batch, config.accumulation):
+                with nullcontext() if is_last else gradients_stay_local(wrapped):
+                    with clock("forward"), job.precision():
+                        inputs, targets = task.split(part.inputs, part.targets)
+                        outputs = wrapped(inputs)
+                        losses = task.losses(outputs, targets)
+                        # parts and ranks may differ in size, and DDP averages over ranks
+                        loss = seams.reduce(losses, part.index) * (len(losses) * num_ranks / batch.global_size)
+                        if seams.penalty is not None and is_last:
+                            loss = loss + seams.penalty(model)
+                    with clock("backward"):
+                        loss.backward()
+                journal.metrics.update(journal.step, losses, task.num_correct(outputs, targets))
+            with clock("optimizer"):
+                if config.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                for after_step in seams.after_step:
+                    after_step(journal.step + 1)
+
+            now = epoch + (position + 1) / num_steps
+            journal.after_step(now, batch.global_size)
+            asked_to_stop = should_stop()
+            if num_ranks > 1:  # all ranks stop after the same step; asking at every step would slow all of them down
+                asked_to_stop = journal.step % config.log_every == 0 and any_rank(asked_to_stop, job.device)
+            if asked_to_stop and now < config.num_epochs:
+                journal.save()
+                journal.note("interrupted", RunStatus.INTERRUPTED)
+                return RunStatus.INTERRUPTED, journal
+    return RunStatus.FINISHED, journal
+
+
+def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Batch, bool]]:
+    """The batch in ``num_parts`` parts of nearly equal size, each with whether it is the last."""
+    if num_parts == 1:
+        yield batch, True
+        return
+
+    def split(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None,) * num_parts if tensor is None else tensor.tensor_split(num_parts)
+
+    pieces = zip(split(batch.index), split(batch.inputs), split(batch.targets), split(batch.weights), strict=True)
+    for number, (index, inputs, targets, weights) in enumerate(pieces, start=1):
+        yield Batch(index, inputs, targets, weights, batch.global_size), number == num_parts

@@ -1,0 +1,40 @@
+"""Optimizer and learning-rate schedule of a run."""
+
+import math
+
+import torch
+from torch import nn
+
+from scrimp._core.param_groups import no_decay_rule, param_groups
+from scrimp.train.config import TrainConfig
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW; biases and norms are not decayed."""
+    groups = param_groups(model, lr=config.learning_rate, weight_decay=config.weight_decay, rules=[no_decay_rule()])
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2))
+
+
+def learning_rate_factor(config: TrainConfig, progress: float) -> float:
+    """The learning rate as a fraction of its peak, at ``progress`` from 0 (start) to 1 (end of training).
+
+    It rises linearly over ``config.warmup``, then falls as ``config.decay`` says to ``config.final_learning_rate``.
+    Progress counts epochs and not steps, so it stays right when epochs have unequal lengths.
+    """
+    if progress < config.warmup:
+        return progress / config.warmup
+    after_peak = (progress - config.warmup) / max(1e-12, 1 - config.warmup)
+    height = {
+        "linear": 1 - after_peak,
+        "cosine": (1 + math.cos(math.pi * after_peak)) / 2,
+        "constant": 1.0,
+    }[config.decay]
+    return config.final_learning_rate + (1 - config.final_learning_rate) * max(0.0, height)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's ``initial_lr`` by ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,0 +1,62 @@
+"""Recipes: plain functions that return the configuration of a run.
+
+To change one: ``recipe().replace(num_epochs=20)``.
+"""
+
+from collections.abc import Callable
+
+from scrimp._core.names import nearest
+from scrimp.errors import ConfigError
+from scrimp.train.config import TrainConfig
+
+
+def digits() -> TrainConfig:
+    """Handwritten digits of 8 x 8 pixels that come with scikit-learn: needs no data folder, takes seconds."""
+    return TrainConfig(
+        recipe="digits", data="digits",
+        model="small-cnn", model_args={"width": 32},
+        crop_padding=1, num_epochs=20, batch_size=64, learning_rate=0.1, label_smoothing=0.1,
+    )  # fmt: skip
+
+
+def fashion_mnist() -> TrainConfig:
+    """Fashion-MNIST: ResNet-9 at a quarter of its width."""
+    return TrainConfig(
+        recipe="fashion-mnist", data="fashion-mnist",
+        model="resnet9", model_args={"width": 16},
+        crop_padding=2, flip="random", num_epochs=12, batch_size=512, learning_rate=0.4, label_smoothing=0.1,
+    )  # fmt: skip
+
+
+def cifar10_small() -> TrainConfig:
+    """CIFAR-10 with a network that two CPU cores train in minutes."""
+    return TrainConfig(
+        recipe="cifar10-small", data="cifar10",
+        model="resnet9", model_args={"width": 16},
+        crop_padding=4, flip="random", num_epochs=20, batch_size=512, learning_rate=0.4, label_smoothing=0.2,
+    )  # fmt: skip
+
+
+def text() -> TrainConfig:
+    """A character-level GPT of about a million parameters on a text file; loss in nats per character."""
+    return TrainConfig(
+        recipe="text", data="text",
+        model="gpt", model_args={"depth": 4, "width": 128, "num_heads": 4}, context_length=128,
+        num_epochs=10, batch_size=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0,
+        decay="cosine", warmup=0.05, final_learning_rate=0.1,
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10-small": cifar10_small,
+    "text": text,
+}
+
+
+def find_recipe(name: str) -> TrainConfig:
+    """The recipe called ``name``. Raises ConfigError that names the nearest one."""
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe is called {name!r}{nearest(name, list(RECIPES))}")
+    return RECIPES[name]()

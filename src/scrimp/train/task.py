@@ -1,0 +1,129 @@
+"""What differs between images and text: how batches are made, what the losses are, what counts as right."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scrimp._core.index_plan import IndexPlan, SequentialPlan, ShufflePlan
+from scrimp.errors import ConfigError, DataError
+from scrimp.steps import (
+    AlternatingFlip,
+    BatchTransform,
+    Cutout,
+    DeviceLoader,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+    RandomWindow,
+)
+from scrimp.train.config import TrainConfig
+from scrimp.train.data import Dataset
+
+
+@dataclass(frozen=True)
+class Task:
+    """Losses of a kind of data; ``label_smoothing`` applies to training only."""
+
+    kind: str
+    label_smoothing: float = 0.0
+
+    def split(self, inputs: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the model: images and labels, or tokens and the tokens that follow them."""
+        if self.kind == "text":
+            return inputs[:, :-1], inputs[:, 1:]
+        assert targets is not None
+        return inputs, targets
+
+    def losses(self, outputs: Tensor, targets: Tensor, *, smoothed: bool = True) -> Tensor:
+        """Cross-entropy in nats, one value per sample: shape (batch,). For text the mean over a sample's tokens."""
+        smoothing = self.label_smoothing if smoothed else 0.0
+        if self.kind == "text":
+            losses = F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none")
+            return losses.view(targets.shape).mean(dim=1)
+        return F.cross_entropy(outputs.float(), targets, reduction="none", label_smoothing=smoothing)
+
+    def num_correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """How many samples the model got right, as a tensor on the device; ``None`` for text."""
+        return None if self.kind == "text" else (outputs.argmax(dim=1) == targets).sum()
+
+
+def build_loaders(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    rank: int,
+    world_size: int,
+    sampler: IndexPlan | None = None,
+) -> tuple[DeviceLoader, DeviceLoader]:
+    """The loaders of training and test data; both hold their split on ``device``, as uint8 or integer tokens."""
+    place = {"device": device, "rank": rank, "world_size": world_size}
+    if dataset.kind == "text":
+        train_windows, test_windows = _token_windows(dataset, config.context_length)
+        sampler = sampler or ShufflePlan(len(train_windows), seed=config.seed)
+        _check_batch_size(config, len(train_windows), world_size)
+        window = RandomWindow(config.context_length + 1)
+        train = DeviceLoader(
+            train_windows, None, config.batch_size, sampler=sampler, transforms=[window], seed=config.seed,
+            drop_last=True, **place,
+        )  # fmt: skip
+        test = DeviceLoader(
+            test_windows, None, min(256, len(test_windows)), sampler=SequentialPlan(len(test_windows)),
+            transforms=[RandomWindow(config.context_length + 1)], **place,
+        )  # fmt: skip
+        return train, test
+    images, test_images = dataset.train.inputs, dataset.test.inputs
+    _check_batch_size(config, len(images), world_size)
+    normalize = Normalize(dataset.mean, dataset.std, dtype=dtype)
+    train = DeviceLoader(
+        images, dataset.train.targets, config.batch_size, seed=config.seed, drop_last=True,
+        sampler=sampler or ShufflePlan(len(images), seed=config.seed),
+        transforms=[*_augmentation(config), normalize], **place,
+    )  # fmt: skip
+    test = DeviceLoader(
+        test_images, dataset.test.targets, min(500, len(test_images)), sampler=SequentialPlan(len(test_images)),
+        transforms=[normalize], **place,
+    )  # fmt: skip
+    return train, test
+
+
+def _augmentation(config: TrainConfig) -> list[BatchTransform]:
+    transforms: list[BatchTransform] = []
+    if config.crop_padding:
+        transforms.append(RandomCrop(config.crop_padding))
+    if config.flip != "none":
+        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
+    if config.cutout:
+        transforms.append(Cutout(config.cutout))
+    return transforms
+
+
+def _token_windows(dataset: Dataset, context_length: int) -> tuple[Tensor, Tensor]:
+    """Views of the text without copies.
+
+    Training: one row per context length, twice as long, so that a window of one context and its next token can start
+    at any character. Test: rows of one context and its next token, one behind the other.
+    """
+    train, test = dataset.train.inputs, dataset.test.inputs
+    for name, tokens, needed in (("training", train, 2 * context_length), ("held-out", test, context_length + 1)):
+        if len(tokens) < needed:
+            raise DataError(
+                f"the {name} part of {dataset.source} has {len(tokens):,} characters; a context of {context_length} "
+                f"needs at least {needed:,}. Use a longer text or a smaller --context-length"
+            )
+    return (
+        train.unfold(0, 2 * context_length, context_length),
+        test.unfold(0, context_length + 1, context_length),
+    )
+
+
+def _check_batch_size(config: TrainConfig, num_samples: int, world_size: int) -> None:
+    if config.batch_size * world_size > num_samples:
+        across = f" on each of {world_size} processes" if world_size > 1 else ""
+        raise ConfigError(
+            f"batch_size is {config.batch_size}{across}, but there are only {num_samples:,} training samples; "
+            "lower --batch-size"
+        )
