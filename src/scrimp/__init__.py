@@ -1,3 +1,25 @@
 """scrimp: cheaper training, in samples, steps, bits and checkpoint bytes."""
 
+from scrimp import checkpoints as checkpoints
+from scrimp import steps as steps
+from scrimp._core.param_groups import Rule as Rule
+from scrimp._core.param_groups import no_decay_rule as no_decay_rule
+from scrimp._core.param_groups import param_groups as param_groups
+from scrimp._core.structure import StructureChange as StructureChange
+from scrimp._core.structure import apply_structure_ as apply_structure_
+from scrimp._core.structure import apply_structure_change as apply_structure_change
+from scrimp._core.structure import read_structure as read_structure
+
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Rule",
+    "StructureChange",
+    "apply_structure_",
+    "apply_structure_change",
+    "checkpoints",
+    "no_decay_rule",
+    "param_groups",
+    "read_structure",
+    "steps",
+]

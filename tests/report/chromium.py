@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
 )  # fmt: skip
 # The browser wants the pipe at descriptors 3 and 4, which may be taken in the process that starts it.
 _LAUNCHER = (
@@ -37,8 +38,10 @@ class Chromium:
         to_browser_read, to_browser = _high_pipe()
         from_browser, from_browser_write = _high_pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _LAUNCHER, str(to_browser_read), str(from_browser_write), path, *_FLAGS]
-            + [f"--user-data-dir={self._profile.name}"],
+            [
+                *(sys.executable, "-c", _LAUNCHER, str(to_browser_read), str(from_browser_write)),
+                *(path, *_FLAGS, f"--user-data-dir={self._profile.name}"),
+            ],
             pass_fds=(to_browser_read, from_browser_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -52,7 +55,9 @@ class Chromium:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._session = ""
             self.call("Browser.close")

@@ -54,13 +54,15 @@ def summary(**changes: Any) -> Summary:
         "checkpoint_stored_bytes": 7_341_212,
         "peak_memory_bytes": 1_204_551_680,
         "versions": {"scrimp": "0.1.0", "torch": "2.13.0", "python": "3.11.7", "platform": "Linux x86_64, 2 cores"},
-        "command": "scrimp train cifar10-small --data cifar10 --seed 7 --threads 2 --precision bf16 --out runs/cifar10-small",
+        "command": "scrimp train cifar10-small --data cifar10 --seed 7 --threads 2 --precision bf16 --out runs/a",
         "finished_at": "2026-11-21T05:12:44+00:00",
     }  # fmt: skip
     return Summary(**(values | changes))
 
 
-def write_image_run(run_dir: Path, *, num_epochs: int = 24, is_finished: bool = True, lines_per_epoch: int = 10) -> Path:
+def write_image_run(
+    run_dir: Path, *, num_epochs: int = 24, is_finished: bool = True, lines_per_epoch: int = 10
+) -> Path:
     chance = random.Random(0)
     steps_per_epoch = 97
     with RunWriter(run_dir) as writer:
@@ -135,8 +137,10 @@ def write_text_run(run_dir: Path) -> Path:
                 test_loss_nats=1.5712,
                 sample_visits=9600,
                 sample_visits_full=9600,
-                sample_text="ROMEO:\nWhat light is this that yonder window breaks,\nAnd sets the morrow <burning> & awake?\n\n"
-                "JULIET:\nGood night, good night; the parting is but sorrow\nThat speaks the sweeter for the coming day.",
+                sample_text="ROMEO:\nWhat light is this that yonder window breaks,\n"
+                "And sets the morrow <burning> & awake?\n\n"
+                "JULIET:\nGood night, good night; the parting is but sorrow\n"
+                "That speaks the sweeter for the coming day.",
             )
         )
     return run_dir

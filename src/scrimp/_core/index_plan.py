@@ -37,7 +37,7 @@ class IndexPlan(Protocol):
         """Go to another epoch. The present one again: no effect."""
 
     def epoch_indices(self) -> Int64[Tensor, " visits"]:
-        """The samples of the present epoch in the order of their visits, on the CPU; the same until the epoch changes."""
+        """The samples of the present epoch in the order of their visits, on the CPU; alike until the epoch changes."""
 
     def epoch_weights(self) -> Float[Tensor, " visits"] | None:
         """One weight per visit, in the same order; ``None`` if all are 1."""

@@ -4,8 +4,9 @@ A state is what ``state_dict()`` of models, optimizers, schedulers and scrimp's 
 integer or boolean keys), lists, tuples, tensors, numbers, strings, ``None``. Everything else is refused by name.
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ _SCALARS = (bool, int, float, str, type(None))
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], str]:
-    """Split ``state`` into CPU tensors by path (``model/conv.weight``) and a JSON text that says how they hang together.
+    """Split ``state`` into CPU tensors by path (``model/conv.weight``) and a JSON text of how they hang together.
 
     A tensor that occurs twice (tied weights) is stored once. Strided views are made dense; whether a 4-D or 5-D tensor
     was channels_last is kept, because an optimizer whose moments lie differently from its weights takes slow paths.
@@ -27,6 +28,7 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], str]:
     """
     tensors: dict[str, Tensor] = {}
     seen: dict[tuple[object, ...], str] = {}
+    storages: set[int] = set()
 
     def encode(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
@@ -56,18 +58,23 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], str]:
                 f"cannot store {path!r}: its layout is {tensor.layout}; make it dense first (.to_dense())"
             )
         identity = (
-            tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-        ) if tensor.numel() else (path,)  # fmt: skip
+            tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(),
+            tensor.is_conj(), tensor.is_neg(),
+        ) if tensor.numel() else (object(),)  # fmt: skip
         channels_last = _is_channels_last(tensor)
         if identity not in seen:
-            dense = tensor.detach().to("cpu")
+            dense = tensor.detach().to("cpu").resolve_conj().resolve_neg()
             if channels_last:
                 dense = dense.movedim(1, -1)
             dense = dense.contiguous()
-            if dense.untyped_storage().nbytes() != dense.numel() * dense.element_size():
-                dense = dense.clone()  # a dense slice of something larger: do not drag the rest along
-            tensors[path] = dense
-            seen[identity] = path
+            storage = dense.untyped_storage()
+            if storage.nbytes() != dense.numel() * dense.element_size() or storage.data_ptr() in storages:
+                dense = dense.clone()  # a part or another view of something: do not drag that along
+            if dense.numel():
+                storages.add(dense.untyped_storage().data_ptr())
+            name = _unused(path, tensors)
+            tensors[name] = dense
+            seen[identity] = name
         described: dict[str, Any] = {"tensor": seen[identity]}
         if channels_last:
             described["channels_last"] = True
@@ -99,10 +106,20 @@ def unflatten_state(tensors: Mapping[str, Tensor], text: str) -> Any:
 
     try:
         return decode(json.loads(text))
+    except FormatError:
+        raise
     except json.JSONDecodeError as error:
         raise FormatError(f"a stored state is not valid JSON ({error})") from error
     except KeyError as error:
         raise FormatError(f"a stored state names the tensor {error.args[0]!r}, which is not in the file") from error
+    except (TypeError, ValueError, IndexError, RecursionError) as error:
+        raise FormatError(f"a stored state is not of the form that scrimp writes ({error})") from error
+
+
+def _unused(path: str, taken: Container[str]) -> str:
+    """``path``, made unique: keys may hold slashes, and 1 and "1" are two keys."""
+    names = (path if number == 1 else f"{path}#{number}" for number in itertools.count(1))
+    return next(name for name in names if name not in taken)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

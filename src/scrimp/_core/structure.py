@@ -88,7 +88,8 @@ def apply_structure_change(
     shape of its parameter is sliced like it, numbers and 0-d tensors stay. Tied tensors may be named once or alike.
 
     Call it between steps, after ``optimizer.zero_grad(set_to_none=True)`` and while no loss is waiting for its backward
-    pass. DistributedDataParallel must be wrapped anew afterwards; a compiled model compiles again.
+    pass. Wrap DistributedDataParallel anew afterwards: the old wrapper does not see the new gradients. A compiled model
+    compiles again.
 
     Args: model - the unwrapped module that the names are of. optimizer - one or several; needs ``model``.
         copies - modules of the same structure; dicts of tensors by name (entries are replaced; a dict may hold a part

@@ -27,7 +27,7 @@ class StructurePlan:
     def commit(self) -> None:
         """Make all assignments."""
         for tensor, new in self._data:
-            tensor.data = new
+            _set_data(tensor, new)
         for mapping, key, new in self._entries:
             mapping[key] = new
         for module, attributes in self._attributes:
@@ -118,6 +118,15 @@ class StructurePlan:
             for slot, value in state.items():
                 if _follows(parameter, slot, value, f"{kind} state {slot!r} of {name!r}"):
                     self._entries.append((state, slot, change.slice(name, value)))
+
+
+def _set_data(tensor: Tensor, new: Tensor) -> None:
+    if tensor.requires_grad:
+        # While an earlier loss is alive (in every loop the last one is), so is the parameter's gradient accumulator,
+        # which would go on to expect the old shape. torch makes a new one only when the dtype changes.
+        other = torch.float32 if tensor.dtype is torch.float16 else torch.float16
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = new
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -228,6 +237,10 @@ def _shapes(module: nn.Module, prefix: str, after: Mapping[str, Tensor]) -> dict
     for attribute, chain in chains.items() if isinstance(chains, nn.ModuleDict) else ():
         begin = f"{prefix}parametrizations.{attribute}."
         inner = {name.removeprefix(begin): tensor for name, tensor in after.items() if name.startswith(begin)}
+        # torch's weight norm computes something, wrong, when direction and length have unequal numbers of rows.
+        rows = [tuple(inner[name].shape) for name in ("original0", "original1") if name in inner]
+        if len({shape[0] for shape in rows if shape} - {1}) > 1:
+            raise StructureError(f"its parametrization would have unequal numbers of rows: {rows[0]}, {rows[1]}")
         try:
             with torch.no_grad():
                 shapes[attribute] = tuple(torch.func.functional_call(chain, inner, ()).shape)

@@ -99,8 +99,8 @@ def roles_of_optimizer(state: Mapping[str, Any]) -> dict[str, TensorRole]:
 def tag(state: Mapping[str, Any], roles: Mapping[str, TensorRole]) -> dict[str, Any]:
     """``state`` with the roles of its tensors written into it, for an owner's ``state_dict()`` to return.
 
-    A key of ``roles`` is the path of a tensor, or of a dict or list whose floating-point tensors all have the role. They
-    are stored along as strings under the key ``tensor_roles``, which ``load_state_dict`` ignores.
+    A key of ``roles`` is the path of a tensor, or of a dict or list whose floating-point tensors all have the role.
+    They are stored along as strings under the key ``tensor_roles``, which ``load_state_dict`` ignores.
 
     Example::
 

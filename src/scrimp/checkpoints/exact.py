@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from scrimp._core.atomic_files import atomic_write
 from scrimp._core.state_tree import flatten_state, unflatten_state
+from scrimp.checkpoints.fit import find_misfits
 from scrimp.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError, FormatError
 
 _FORMAT = "scrimp-exact-1"
@@ -38,8 +39,8 @@ class ExactCheckpoints:
 
     A checkpoint appears under its name only when all of it is on disk, so a crash, a full disk or a kill leaves the
     former ones as they were. Older ones are deleted after the new one is durable. Files carry a CRC-32 of every
-    tensor and of the structure; a reader says what is broken instead of returning it. Any tool that reads safetensors
-    can open them.
+    tensor (with its name and shape) and of the structure; a reader says what is broken instead of returning it. Any
+    tool that reads safetensors can open them.
 
     Example::
 
@@ -77,8 +78,9 @@ class ExactCheckpoints:
             state["model"] = model.state_dict()
         if optimizer is not None:
             state["optimizer"] = optimizer.state_dict()
+            state["optimizer_class"] = type(optimizer).__name__
         tensors, structure = flatten_state(state)
-        checksums = {name: _crc(tensor) for name, tensor in tensors.items()}
+        checksums = {name: _crc(name, tensor) for name, tensor in tensors.items()}
         metadata = {
             "format": _FORMAT,
             "structure": structure,
@@ -93,7 +95,7 @@ class ExactCheckpoints:
         return SaveReport(
             step=step,
             path=target,
-            raw_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
+            raw_bytes=_num_bytes(tensors),
             stored_bytes=target.stat().st_size,
             save_seconds=time.perf_counter() - started,
         )
@@ -122,7 +124,7 @@ class ExactCheckpoints:
         if len(expected) != len(tensors):
             raise CorruptCheckpointError(f"{path}: {len(tensors)} tensors but {len(expected)} checksums")
         for name, checksum in zip(sorted(tensors), expected, strict=True):
-            if f"{_crc(tensors[name]):08x}" != checksum:
+            if f"{_crc(name, tensors[name]):08x}" != checksum:
                 raise CorruptCheckpointError(
                     f"{path}: tensor {name!r} does not match its checksum; the file was altered"
                 )
@@ -138,22 +140,35 @@ class ExactCheckpoints:
     ) -> dict[str, Any]:
         """Load ``step`` (the newest by default) into ``model`` and ``optimizer``; returns what was saved as ``extra``.
 
-        Raises: as ``load``; ConfigError - the checkpoint holds no such part, or it does not fit.
+        Names, shapes and dtypes are compared before anything is copied.
+
+        Raises: as ``load``; ConfigError - the checkpoint holds no such part, or it does not fit; nothing was changed.
         """
         state = self.load(step)
-        for part, target in (("model", model), ("optimizer", optimizer)):
-            if target is None:
-                continue
-            if part not in state:
-                raise ConfigError(f"the checkpoint of step {state['step']} in {self.path} was saved without a {part}")
+        parts = {name: part for name, part in (("model", model), ("optimizer", optimizer)) if part is not None}
+        for name in parts:
+            if name not in state:
+                raise ConfigError(f"the checkpoint of step {state['step']} in {self.path} was saved without a {name}")
+        # torch copies what fits before it complains about the rest: so all of it is compared first
+        for name, part in parts.items():
+            if misfits := find_misfits(part, state[name], state.get("optimizer_class")):
+                raise ConfigError(self._does_not_fit(name, state["step"], misfits) + "; nothing was changed")
+        for name, part in parts.items():
             try:
-                target.load_state_dict(state[part])
+                part.load_state_dict(state[name])
             except (RuntimeError, ValueError, KeyError) as error:
-                raise ConfigError(
-                    f"the {part} saved at step {state['step']} in {self.path} does not fit the one given: {error}"
-                ) from error
+                raise ConfigError(self._does_not_fit(name, state["step"], [str(error)])) from error
         extra: dict[str, Any] = state["extra"]
         return extra
+
+    def stored(self, step: int) -> SaveReport:
+        """What the checkpoint of ``step`` holds and takes on disk; its ``save_seconds`` is not known and 0.
+
+        Raises: CheckpointNotFoundError, CorruptCheckpointError.
+        """
+        path = self._existing(step)
+        tensors, _ = _read(path)
+        return SaveReport(step, path, _num_bytes(tensors), path.stat().st_size, save_seconds=0.0)
 
     def verify(self) -> list[int]:
         """Read every checkpoint in full; returns their steps. Raises CorruptCheckpointError at the first broken one."""
@@ -165,6 +180,12 @@ class ExactCheckpoints:
     def delete(self, step: int) -> None:
         """Remove the checkpoint of ``step``. Raises CheckpointNotFoundError when there is none."""
         self._existing(step).unlink()
+
+    def _does_not_fit(self, part: str, step: int, misfits: list[str]) -> str:
+        more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        return (
+            f"the {part} saved at step {step} in {self.path} does not fit the one given: {'; '.join(misfits[:3])}{more}"
+        )
 
     def _file(self, step: int) -> Path:
         return self.path / f"step-{step:09d}.safetensors"
@@ -189,12 +210,19 @@ class ExactCheckpoints:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            # copied, because they are mapped: a state must not change when its file does
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise CorruptCheckpointError(f"{path} is truncated or not a safetensors file ({error})") from error
 
 
-def _crc(tensor: Tensor) -> int:
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _crc(name: str, tensor: Tensor) -> int:
+    described = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="surrogatepass"))
     if tensor.numel() == 0:
-        return 0
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return described
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, described)

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from scrimp._core.ranks import is_main
 from scrimp.errors import MissingDependencyError
@@ -156,7 +156,8 @@ class _Bar:
             transient=True,
         )
         self._progress.start()
-        self._data_task = self._task = None
+        self._data_task: Any = None
+        self._task: Any = None
         self._train = self._test = ""
         self._last_drawn = 0.0
         self._at_speed = (0, 0.0)

@@ -22,7 +22,7 @@ from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
 from scrimp.train.recipes import RECIPES, find_recipe
-from scrimp.train.run import newest_unfinished, read_config, run
+from scrimp.train.run import Started, newest_unfinished, read_config, run
 
 _DEFAULT_RECIPE = "digits"
 
@@ -38,12 +38,17 @@ def train_command(words: Sequence[str]) -> int:
     sys.path.insert(0, os.getcwd())  # so that --model finds a module beside the user  # noqa: PTH109
     keep_large_blocks()
     with _processes(config), _Stop() as stop, open_display(config) as display:
+
+        def begin(started: Started) -> None:
+            stop.arm()
+            display.on_start(started)
+
         ended = run(
             config,
             out=out,
             resume=namespace.resume,
             on_data=display.on_data,
-            on_start=lambda started: (stop.arm(), display.on_start(started)),  # type: ignore[func-returns-value]
+            on_start=begin,
             on_step=display.on_step,
             should_stop=stop.asked,
         )

@@ -57,7 +57,7 @@ def linear_axis(low: float, high: float, *, max_ticks: int = 6, snap: bool = Tru
 
 
 def log_axis(low: float, high: float, *, max_ticks: int = 6) -> Axis:
-    """A logarithmic axis over at least ``low`` to ``high``, both above 1e-150, with ticks at powers of ten or 1-2-5 steps."""
+    """A logarithmic axis over at least ``low`` to ``high``, both above 1e-150, ticked at 1-2-5 steps or tens."""
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     steps = [float(f"{mantissa}e{exponent}") for exponent in exponents for mantissa in _MANTISSAS]
     start = max(step for step in steps if step <= low)

@@ -18,7 +18,7 @@ from scrimp.report.units import (
 
 @dataclass(frozen=True)
 class Fact:
-    """One number for people: what it is, its value, its unit if that is long, and a remark that puts it in proportion."""
+    """One number for people: what it is, its value, its unit if that is long, and a remark on its size."""
 
     label: str
     value: str
@@ -89,7 +89,9 @@ def _checkpoints(summary: Summary) -> Fact:
     stored, raw = summary.checkpoint_stored_bytes, summary.checkpoint_raw_bytes
     if not stored:
         return Fact("checkpoints", "none", "none were kept")
-    of_raw = f"of {format_bytes(raw)} raw ({format_ratio(raw, stored)} smaller)" if stored < raw else "stored as they are"
+    of_raw = (
+        f"of {format_bytes(raw)} raw ({format_ratio(raw, stored)} smaller)" if stored < raw else "stored as they are"
+    )
     return Fact("checkpoints", format_bytes(stored), f"{format_bytes_exact(stored)}, {of_raw}")
 
 

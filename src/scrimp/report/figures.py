@@ -1,9 +1,9 @@
 """Charts as inline SVG, drawn here so that a page needs no plotting library and no network.
 
-A chart is a ``<figure>`` whose SVG has the plot area as its own box: positions are percentages of that box and labels hang
-over its edges, so a chart takes any width while its text keeps its size. Curves and bars lie in an inner SVG with a
-``viewBox`` of 1000 by 1000. Colours are classes; the page's style sheet gives them a light and a dark face. Without script
-the legend shows the last values; with it, the values under the pointer.
+A chart is a ``<figure>`` whose SVG has the plot area as its own box: positions are percentages of that box and labels
+hang over its edges, so a chart takes any width while its text keeps its size. Curves and bars lie in an inner SVG with
+a ``viewBox`` of 1000 by 1000. Colours are classes; the page's style sheet gives them a light and a dark face. Without
+script the legend shows the last values; with it, the values under the pointer.
 """
 
 import bisect
@@ -107,7 +107,7 @@ def bar_chart(
     marks = "".join(_bar(x_axis, y_axis, left + width / 2, width, height) for left, width, height in bars)
     return _chart(
         title=title,
-        unit=unit + (f", mean of {group} each" if group > 1 else ""),
+        unit=", ".join(part for part in (unit, f"mean of {group} each" if group > 1 else "") if part),
         description=description,
         legend=[(name, bars[-1][2])],
         series=[[(math.floor(left + 0.5 + width / 2), height) for left, width, height in bars]],
@@ -164,7 +164,8 @@ def _segments(line: Line, thinned: Line) -> list[list[tuple[float, float]]]:
 def _curve(line: Line, thinned: Line, axes: tuple[Axis, Axis], colour: str) -> tuple[str, str]:
     """A curve as paths, and the dots on it: one on each value of a marked curve, and one where a path has no length."""
     x_axis, y_axis = axes
-    paths, dots = [], []
+    paths: list[str] = []
+    dots: list[str] = []
     has_dots = line.is_marked and len(thinned.x) <= _MAX_MARKERS
     for segment in _segments(line, thinned):
         places = [(x_axis.position(x), 1 - y_axis.position(y)) for x, y in segment]
@@ -172,9 +173,7 @@ def _curve(line: Line, thinned: Line, axes: tuple[Axis, Axis], colour: str) -> t
             path = "L".join(f"{1000 * x:.1f} {1000 * y:.1f}" for x, y in places)
             paths.append(f'<path class="{colour}" d="M{path}"/>')
         if has_dots or len(places) == 1:
-            dots.extend(
-                f'<circle class="{colour}" cx="{100 * x:.2f}%" cy="{100 * y:.2f}%" r="3"/>' for x, y in places
-            )
+            dots.extend(f'<circle class="{colour}" cx="{100 * x:.2f}%" cy="{100 * y:.2f}%" r="3"/>' for x, y in places)
     return "".join(paths), "".join(dots)
 
 
@@ -226,7 +225,10 @@ def _chart(
     points = [[[float(f"{x:.6g}"), float(f"{y:.5g}")] for x, y in one] for one in series]
     data = {"low": x_axis.low, "high": x_axis.high, "when": x_label, "series": points}
     # a single curve is named by the title: its legend is just its value
-    names = [f'<i class="s{number}"></i>{escape(name)} ' if len(legend) > 1 else "" for number, (name, _) in enumerate(legend, 1)]
+    names = [
+        f'<i class="s{number}"></i>{escape(name)} ' if len(legend) > 1 else ""
+        for number, (name, _) in enumerate(legend, 1)
+    ]
     entries = "".join(
         f"<li>{name}<b>{format_number(value)}</b></li>" for name, (_, value) in zip(names, legend, strict=True)
     )
@@ -238,7 +240,8 @@ def _chart(
         f'<ul class="legend">{entries}</ul></figcaption>'
         f'<div class="plot" style="--gutter:{gutter}ch"><svg {_accessible(title, description)}'
         f"{_grid(x_axis, y_axis)}"
-        f'<svg class="marks" viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{marks}</svg>'
+        '<svg class="marks" viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">'
+        f"{marks}</svg>"
         f'{dots}<line class="cursor" x1="0" x2="0" y1="0" y2="100%"/>'
         f'<text class="axis" x="50%" y="100%" dy="2.9em">{escape(x_label)}</text>'
         f"</svg></div>{foot}</figure>"

@@ -36,7 +36,9 @@ def render_page(record: RunRecord) -> str:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - optional package
     except ImportError as error:
-        raise MissingDependencyError('the page needs jinja2, which is not installed: pip install "scrimp[train]"') from error
+        raise MissingDependencyError(
+            'the page needs jinja2, which is not installed: pip install "scrimp[train]"'
+        ) from error
     environment = Environment(
         loader=PackageLoader("scrimp.report", "templates"),
         autoescape=True,

@@ -1,8 +1,8 @@
 """A run's record on disk: ``config.json``, ``metrics.jsonl`` and ``summary.json`` in one directory.
 
 ``metrics.jsonl`` holds one JSON object per line, always with ``event``, ``step`` (optimizer steps done), ``epoch``
-(epochs done, may be fractional) and ``seconds`` (training seconds so far). It is only ever appended to, so a run that is
-killed loses at most the line being written.
+(epochs done, may be fractional) and ``seconds`` (training seconds so far). It is only ever appended to, so a run that
+is killed loses at most the line being written.
 """
 
 import enum
@@ -93,7 +93,8 @@ class RunWriter:
     """Writes a run's record. Use it as a context manager or call ``close``.
 
     Opening one changes nothing: the directory is made and the first line appended when something is written. Each line
-    is flushed to the operating system, not synced to the disk: a killed process loses nothing, a power cut may lose lines.
+    is flushed to the operating system, not synced to the disk: a killed process loses nothing, a power cut may lose
+    lines.
     """
 
     def __init__(self, run_dir: Path | str) -> None:
@@ -120,7 +121,7 @@ class RunWriter:
 
     def write(self, event: str, *, step: int, epoch: float, seconds: float, **values: Any) -> None:
         """Append one line. ``values`` are JSON values; a float that is not finite is stored as null."""
-        assert math.isfinite(epoch) and math.isfinite(seconds), "a line has to say when it was written"
+        assert math.isfinite(epoch + seconds), "a line has to say when it was written"
         line = {"event": event, "step": step, "epoch": epoch, "seconds": seconds, **values}
         encoded = json.dumps(_strict(line), allow_nan=False, separators=(", ", ": ")).encode()
         file = self._open()
@@ -223,8 +224,9 @@ def _parse_line(raw: bytes) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - one kind of error for the caller above
     for key, kind in (("event", str), ("step", int), ("epoch", (int, float)), ("seconds", (int, float))):
-        if not isinstance(line.get(key), kind) or isinstance(line[key], bool):  # type: ignore[arg-type]
-            raise ValueError(f"{key} is {line.get(key)!r}" if key in line else f"{key} is missing")
+        if not isinstance(line.get(key), kind) or isinstance(line[key], bool):
+            problem = f"{key} is {line[key]!r}" if key in line else f"{key} is missing"
+            raise ValueError(problem)  # noqa: TRY004 - as above
     return line
 
 

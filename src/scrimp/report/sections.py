@@ -1,7 +1,7 @@
 """The sections of a run's page, in the order of reading: each a function from the record to a section, or to None.
 
-To add a section, write one more such function and name it in ``SECTIONS``. A section is data; the template shows whatever
-figures, tables and text it has and escapes everything but finished figures.
+To add a section, write one more such function and name it in ``SECTIONS``. A section is data; the template shows
+whatever figures, tables and text it has and escapes everything but finished figures.
 """
 
 import json
@@ -34,6 +34,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     preformatted: str = ""
+    command: str = ""
 
 
 def notes(record: RunRecord) -> Section | None:
@@ -44,7 +45,9 @@ def notes(record: RunRecord) -> Section | None:
 
 def curves(record: RunRecord) -> Section | None:
     """Loss, accuracy, learning rate and speed over the epochs."""
-    is_text = record.last("evaluation", "test_loss_nats") is not None and not record.series("evaluation", "test_accuracy")
+    is_text = record.last("evaluation", "test_loss_nats") is not None and not record.series(
+        "evaluation", "test_accuracy"
+    )
     losses = [
         _line("train", record.series("step", "train_loss")),
         _line("test", record.series("evaluation", "test_loss_nats"), is_marked=True),
@@ -84,7 +87,7 @@ def timing(record: RunRecord) -> Section | None:
             bar_chart(
                 epochs,
                 title="Time per epoch",
-                description=f"{len(epochs)} epochs, {format_seconds(min(epochs))} to {format_seconds(max(epochs))} each.",
+                description=f"{len(epochs)} epochs of {format_seconds(min(epochs))} to {format_seconds(max(epochs))}.",
                 name="seconds",
                 x_label="epoch",
                 unit="seconds",
@@ -141,7 +144,7 @@ def reproduction(record: RunRecord) -> Section | None:
         return None
     pairs = tuple(record.summary.versions.items())
     command = record.summary.command or ""
-    return Section("To repeat this run", pairs=pairs, preformatted=command) if pairs or command else None
+    return Section("To repeat this run", pairs=pairs, command=command) if pairs or command else None
 
 
 SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
@@ -194,13 +197,14 @@ def _is_wide(lines: Sequence[Line]) -> bool:
 
 
 def _phase_seconds(record: RunRecord) -> dict[str, float]:
-    """Seconds per phase, from the summary or else from the epochs so far; phases that took no time are left out."""
+    """Seconds per phase, from the summary or else from the epochs so far; empty when none were taken."""
     if record.summary is not None and record.summary.phase_seconds:
         seconds = dict(record.summary.phase_seconds)
     else:
         seconds = {name: sum(p.value for p in record.series("epoch", f"{name}_seconds")) for name in PHASES}
     order = [*(name for name in PHASES if name in seconds), *(name for name in seconds if name not in PHASES)]
-    return {name: seconds[name] for name in order if seconds[name]}
+    # a phase that took no time stays in, so that each keeps its colour from run to run
+    return {name: seconds[name] for name in order} if any(seconds.values()) else {}
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

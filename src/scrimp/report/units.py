@@ -21,7 +21,7 @@ def format_bytes_exact(num_bytes: int) -> str:
 
 
 def byte_unit(largest_bytes: float) -> tuple[float, str]:
-    """The factor and name of the decimal unit in which ``largest_bytes`` is at least 1 and, once rounded, below 1000."""
+    """The factor and name of the decimal unit in which ``largest_bytes``, once rounded, is below 1000."""
     factor, unit = 1.0, "bytes"
     for name in _BYTE_UNITS:
         # 999,950 bytes would be shown as "1000.0 KB"

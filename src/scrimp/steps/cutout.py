@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
 from scrimp.errors import ConfigError, DataError
 from scrimp.steps.batch import choose, draw_choices
+from scrimp.steps.memory_format import is_channels_last, pixel_index
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,25 @@ class Cutout:
                 f"Cutout({self.size}) works on images (batch, channels, height, width) of at least {self.size} pixels "
                 f"each way; got {tuple(inputs.shape)}"
             )
-        inside_rows = self._covers(drawn[:, 0], inputs.shape[2])
-        inside_columns = self._covers(drawn[:, 1], inputs.shape[3])
-        return inputs.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], self.fill)
+        height, width = inputs.shape[2:]
+        pixel = pixel_index(self._covered(drawn[:, 0], height), self._covered(drawn[:, 1], width), height, width)
+        return _filled(inputs, pixel, self.fill)
 
-    def _covers(self, bits: Int64[Tensor, " batch"], length: int) -> Tensor:
-        """Along one axis: which pixels the square covers."""
-        first = choose(bits, length - self.size + 1)[:, None]
-        pixel = torch.arange(length, device=bits.device)
-        return (pixel >= first) & (pixel < first + self.size)
+    def _covered(self, bits: Int64[Tensor, " batch"], length: int) -> Int64[Tensor, "batch size"]:
+        """Along one axis: the pixels that the square covers."""
+        first = choose(bits, length - self.size + 1)
+        return first[:, None] + torch.arange(self.size, device=bits.device)
+
+
+def _filled(inputs: Tensor, pixel: Int[Tensor, "batch size size"], fill: float) -> Tensor:
+    """A copy of ``inputs``, in its memory format, with all channels of some pixels set to ``fill``."""
+    batch, channels, height, width = inputs.shape
+    if is_channels_last(inputs):
+        flat = inputs.permute(0, 2, 3, 1).reshape(-1, channels).clone()
+        flat.index_fill_(0, pixel.view(-1).long(), fill)
+        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    image = torch.arange(batch, device=pixel.device)[:, None, None] * ((channels - 1) * height * width)
+    channel = torch.arange(channels, device=pixel.device)[:, None, None, None] * (height * width)
+    flat = inputs.reshape(-1).clone()
+    flat.index_fill_(0, (pixel + image + channel).view(-1), fill)
+    return flat.view_as(inputs)

@@ -15,7 +15,7 @@ from scrimp._core.index_plan import IndexPlan, ShufflePlan, as_index_plan
 from scrimp._core.rng import generator
 from scrimp.errors import ConfigError, DataError
 from scrimp.steps.batch import Batch, BatchTransform
-from scrimp.steps.crop import is_channels_last
+from scrimp.steps.memory_format import select_samples
 
 
 class DeviceLoader:
@@ -31,14 +31,14 @@ class DeviceLoader:
     again next time. So ``for epoch in range(loader.epoch, num_epochs): for batch in loader: ...`` needs nothing else,
     before and after a resume.
 
-    State. ``state_dict`` counts a batch as done from the moment it is handed out: taken after the k-th batch of an epoch
-    was trained, the next iteration of a loader that loads it begins with batch k + 1. (After the last batch it
+    State. ``state_dict`` counts a batch as done from the moment it is handed out: taken after the k-th batch of an
+    epoch was trained, the next iteration of a loader that loads it begins with batch k + 1. (After the last batch it
     gives none, and moves on to the next epoch.) The plan's state is part of it.
 
     Ranks. ``batch_size`` is per rank. A global batch is ``batch_size * world_size`` consecutive visits of the plan, of
     which rank r takes the r-th part, and every rank makes the same number of steps. The last, incomplete global batch
-    is split as evenly as possible (sizes differ by at most one; ``Batch.global_size`` is for weighting); if it has fewer
-    visits than there are ranks it is dropped.
+    is split as evenly as possible (sizes differ by at most one; ``Batch.global_size`` is for weighting); if it has
+    fewer visits than there are ranks it is dropped.
 
     Args: inputs - for example uint8 images (N, C, H, W), channels_last or not, or rows of tokens (N, length).
         targets - one row per sample, or ``None``. batch_size - samples per rank and step.
@@ -184,8 +184,8 @@ class DeviceLoader:
         global_sizes = self._global_sizes(index.numel())
         if not global_sizes:
             raise DataError(
-                f"epoch {self.epoch} visits {index.numel()} samples, too few for one batch of {self.batch_size} on each of "
-                f"{self.world_size} rank(s) with drop_last={self.drop_last}; use a smaller batch_size"
+                f"epoch {self.epoch} visits {index.numel()} samples, too few for one batch of {self.batch_size} on "
+                f"each of {self.world_size} rank(s) with drop_last={self.drop_last}; use a smaller batch_size"
             )
         drawn = []
         for position, transform in enumerate(self.transforms):
@@ -228,7 +228,7 @@ class DeviceLoader:
         start = step * self.batch_size * self.world_size + self.rank * share + min(self.rank, num_longer)
         rows = slice(start, start + share + (self.rank < num_longer))
         index = layout.index[rows]
-        inputs = _select(self.inputs, index)
+        inputs = select_samples(self.inputs, index)
         for transform, drawn in zip(self.transforms, layout.drawn, strict=True):
             inputs = transform.apply(inputs, None if drawn is None else drawn[rows])
         return Batch(
@@ -254,13 +254,6 @@ class _EpochLayout:
     weights: Tensor | None
     drawn: tuple[Tensor | None, ...]
     global_sizes: tuple[int, ...]
-
-
-def _select(inputs: Tensor, index: Tensor) -> Tensor:
-    """Samples by index, in their memory format; a plain index_select would make channels_last images contiguous."""
-    if is_channels_last(inputs):
-        return inputs.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-    return inputs.index_select(0, index)
 
 
 def _check_data(inputs: Tensor, targets: Tensor | None) -> None:

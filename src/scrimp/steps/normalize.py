@@ -50,16 +50,21 @@ class Normalize:
         del drawn
         if inputs.ndim != 4 or inputs.shape[1] != len(self.mean):
             raise DataError(
-                f"Normalize has {len(self.mean)} means, so it works on images (batch, {len(self.mean)}, height, width); "
+                f"Normalize with {len(self.mean)} means works on images (batch, {len(self.mean)}, height, width); "
                 f"got {tuple(inputs.shape)}"
             )
         if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
             raise DataError(f"Normalize works on uint8 or floating images; got {inputs.dtype}")
         full_scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
         scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), full_scale, inputs.device)
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        images = inputs.to(torch.float32, memory_format=memory_format, copy=True)
-        return images.mul_(scale).add_(shift).to(self.dtype)
+        if not self.channels_last:
+            images = inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            return images.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1)).to(self.dtype)
+        # Over whole rows of pixels: broadcasting along an innermost axis of three is eight times slower on a CPU.
+        batch, channels, height, width = inputs.shape
+        rows = inputs.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, width * channels)
+        images = rows.to(torch.float32, copy=True).mul_(scale.repeat(width)).add_(shift.repeat(width)).to(self.dtype)
+        return images.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=16)
@@ -71,4 +76,4 @@ def _scale_and_shift(
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     with torch.inference_mode(False):
         both = torch.tensor([scale, shift], dtype=torch.float64).to(device=device, dtype=torch.float32)
-    return both[0].view(1, -1, 1, 1), both[1].view(1, -1, 1, 1)
+    return both[0], both[1]

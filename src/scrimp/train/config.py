@@ -36,6 +36,9 @@ class TrainConfig:
 
     data: str = _setting("digits", "a data set's name, a path, or hf://OWNER/NAME", "data")
     crop_padding: int = _setting(0, "random crops from images padded by this many pixels; 0 for none", "data")
+    crop_mode: Literal["reflect", "constant"] = _setting(
+        "reflect", "what lies outside the image: its mirror image, or zeros", "data"
+    )
     flip: Literal["none", "random", "alternating"] = _setting("none", "mirror images left-right in training", "data")
     cutout: int = _setting(0, "side of a random square that is blanked in each image, pixels; 0 for none", "data")
     context_length: int = _setting(128, "text: tokens that a sample spans", "data")

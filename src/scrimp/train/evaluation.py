@@ -2,7 +2,7 @@
 
 import torch
 
-from scrimp._core.ranks import all_reduce_sum_
+from scrimp._core.ranks import all_reduce_sum_, rank, world_size
 from scrimp.train.job import Job
 from scrimp.train.parallel import share_buffers
 
@@ -10,14 +10,16 @@ from scrimp.train.parallel import share_buffers
 def evaluate(job: Job) -> dict[str, float]:
     """``test_loss_nats`` and, for images, ``test_accuracy`` (a fraction), over the whole test split.
 
-    Under DDP each rank takes its share with the buffers of rank 0. The model is left in training mode.
+    Under DDP the ranks take the batches in turn, with the buffers of rank 0. The model is left in training mode.
     Cost: one forward pass over the split, one host sync.
     """
     share_buffers(job.model)
     sums = torch.zeros(3, dtype=torch.float32 if job.device.type == "mps" else torch.float64, device=job.device)
     job.model.eval()
     with torch.inference_mode(), job.precision():
-        for batch in job.test_loader:
+        for number, batch in enumerate(job.test_loader):
+            if number % world_size() != rank():
+                continue
             inputs, targets = job.task.split(batch.inputs, batch.targets)
             outputs = job.model(inputs)
             sums[0] += job.task.losses(outputs, targets, smoothed=False).sum(dtype=sums.dtype)

@@ -41,7 +41,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware and not emulated (which is slower than float32)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # torch has no public question for this; without these instructions bfloat16 convolutions lose to float32
         in_onednn = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

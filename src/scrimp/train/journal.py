@@ -7,8 +7,8 @@ from typing import Any
 
 from scrimp._core.ranks import is_main, rank
 from scrimp._core.rng import capture_global_rng, restore_global_rng
-from scrimp.checkpoints import ExactCheckpoints
-from scrimp.report.record import RunStatus, RunWriter
+from scrimp.checkpoints import ExactCheckpoints, SaveReport
+from scrimp.report.record import RunStatus, RunWriter, read_run
 from scrimp.train.evaluation import evaluate
 from scrimp.train.job import Job, Stateful
 from scrimp.train.metrics import RunningMetrics
@@ -83,10 +83,7 @@ class Journal:
                 report = self.checkpoints.save(
                     self.step, model=self.job.model, optimizer=self.job.optimizer, extra=self._state(rng)
                 )
-                self._write(
-                    "checkpoint",
-                    raw_bytes=report.raw_bytes, stored_bytes=report.stored_bytes, save_seconds=report.save_seconds,
-                )  # fmt: skip
+                self._write_saved(report)
         self._saved_step = self.step
 
     def note(self, text: str, status: RunStatus | None = None) -> None:
@@ -106,6 +103,9 @@ class Journal:
         self._at_epoch = (state["epoch_visits"], state["epoch_seconds"])
         if self.record is not None:
             self.record.truncate_after(self.step)
+            lines = read_run(self.record.run_dir).events("checkpoint")
+            if not any(line["step"] == self.step for line in lines):  # killed between saving and noting it
+                self._write_saved(self.checkpoints.stored(self.step))
         self.note(f"resumed from the checkpoint of step {self.step}")
         if rank() < len(state["rng"]):  # a process that was not there before starts with fresh random numbers
             restore_global_rng(state["rng"][rank()])
@@ -127,6 +127,14 @@ class Journal:
     def _write(self, event: str, **values: Any) -> None:
         if self.record is not None:
             self.record.write(event, step=self.step, epoch=self.epoch, seconds=self.clock.train_seconds(), **values)
+
+    def _write_saved(self, report: SaveReport) -> None:
+        self._write(
+            "checkpoint",
+            raw_bytes=report.raw_bytes,
+            stored_bytes=report.stored_bytes,
+            save_seconds=report.save_seconds,
+        )
 
     def _log_step(self) -> dict[str, float]:
         read = self.metrics.read()

@@ -6,8 +6,9 @@ what is added to it (``penalty``), and what follows a step (``after_step``).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Batch, bool]]:
         yield batch, True
         return
 
-    def split(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
+    def split(tensor: Tensor | None) -> Sequence[Any]:
         return (None,) * num_parts if tensor is None else tensor.tensor_split(num_parts)
 
     pieces = zip(split(batch.index), split(batch.inputs), split(batch.targets), split(batch.weights), strict=True)

@@ -54,16 +54,16 @@ class TensorBoardMirror:
             raise MissingDependencyError(
                 '--tensorboard needs TensorBoard: pip install "scrimp[tensorboard]"'
             ) from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def write(self, event: str, step: int, values: dict[str, float]) -> None:
         """Add one scalar per value."""
         for key, value in values.items():
-            self._writer.add_scalar(f"{event}/{key}", value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"{event}/{key}", value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbMirror:

@@ -15,7 +15,8 @@ def digits() -> TrainConfig:
     return TrainConfig(
         recipe="digits", data="digits",
         model="small-cnn", model_args={"width": 32},
-        crop_padding=1, num_epochs=20, batch_size=64, learning_rate=0.1, label_smoothing=0.1,
+        crop_padding=1, crop_mode="constant", num_epochs=40, batch_size=64, learning_rate=0.1, label_smoothing=0.1,
+        threads=1, evaluate_every=5, checkpoint_every=5,  # so small that a second thread only waits
     )  # fmt: skip
 
 
@@ -24,7 +25,8 @@ def fashion_mnist() -> TrainConfig:
     return TrainConfig(
         recipe="fashion-mnist", data="fashion-mnist",
         model="resnet9", model_args={"width": 16},
-        crop_padding=2, flip="random", num_epochs=12, batch_size=512, learning_rate=0.4, label_smoothing=0.1,
+        crop_padding=2, crop_mode="constant", flip="random", cutout=5,
+        num_epochs=10, batch_size=512, learning_rate=0.4, label_smoothing=0.1,
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from scrimp.steps import (
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import Dataset
 
+_TEST_BATCH_SIZE = 500
+
 
 @dataclass(frozen=True)
 class Task:
@@ -59,45 +61,50 @@ def build_loaders(
     world_size: int,
     sampler: IndexPlan | None = None,
 ) -> tuple[DeviceLoader, DeviceLoader]:
-    """The loaders of training and test data; both hold their split on ``device``, as uint8 or integer tokens."""
-    place = {"device": device, "rank": rank, "world_size": world_size}
+    """The loaders of training and test data; both hold their split on ``device``, as uint8 or integer tokens.
+
+    The training loader gives this rank's part of every batch, the test loader whole batches.
+    """
     if dataset.kind == "text":
-        train_windows, test_windows = _token_windows(dataset, config.context_length)
-        sampler = sampler or ShufflePlan(len(train_windows), seed=config.seed)
-        _check_batch_size(config, len(train_windows), world_size)
-        window = RandomWindow(config.context_length + 1)
-        train = DeviceLoader(
-            train_windows, None, config.batch_size, sampler=sampler, transforms=[window], seed=config.seed,
-            drop_last=True, **place,
-        )  # fmt: skip
-        test = DeviceLoader(
-            test_windows, None, min(256, len(test_windows)), sampler=SequentialPlan(len(test_windows)),
-            transforms=[RandomWindow(config.context_length + 1)], **place,
-        )  # fmt: skip
-        return train, test
-    images, test_images = dataset.train.inputs, dataset.test.inputs
-    _check_batch_size(config, len(images), world_size)
-    normalize = Normalize(dataset.mean, dataset.std, dtype=dtype)
+        train_rows, test_rows = _token_windows(dataset, config.context_length)
+        train_targets = test_targets = None
+        changes: list[BatchTransform] = []
+        last: BatchTransform = RandomWindow(config.context_length + 1)
+    else:
+        train_rows, test_rows = dataset.train.inputs, dataset.test.inputs
+        train_targets, test_targets = dataset.train.targets, dataset.test.targets
+        changes, last = _augmentation(config), Normalize(dataset.mean, dataset.std, dtype=dtype)
+    cutout = [Cutout(config.cutout)] if config.cutout else []  # after Normalize: filled with the mean colour
+    _check_batch_size(config, len(train_rows), world_size)
     train = DeviceLoader(
-        images, dataset.train.targets, config.batch_size, seed=config.seed, drop_last=True,
-        sampler=sampler or ShufflePlan(len(images), seed=config.seed),
-        transforms=[*_augmentation(config), normalize], **place,
-    )  # fmt: skip
+        train_rows,
+        train_targets,
+        config.batch_size,
+        sampler=sampler or ShufflePlan(len(train_rows), seed=config.seed),
+        transforms=[*changes, last, *cutout],
+        seed=config.seed,
+        drop_last=True,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+    )
     test = DeviceLoader(
-        test_images, dataset.test.targets, min(500, len(test_images)), sampler=SequentialPlan(len(test_images)),
-        transforms=[normalize], **place,
-    )  # fmt: skip
+        test_rows,
+        test_targets,
+        min(_TEST_BATCH_SIZE, len(test_rows)),
+        sampler=SequentialPlan(len(test_rows)),
+        transforms=[last],
+        device=device,
+    )
     return train, test
 
 
 def _augmentation(config: TrainConfig) -> list[BatchTransform]:
     transforms: list[BatchTransform] = []
     if config.crop_padding:
-        transforms.append(RandomCrop(config.crop_padding))
+        transforms.append(RandomCrop(config.crop_padding, mode=config.crop_mode))
     if config.flip != "none":
         transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
-    if config.cutout:
-        transforms.append(Cutout(config.cutout))
     return transforms
 
 

@@ -32,9 +32,9 @@ class PhaseClock:
         """Count what runs inside the ``with`` block as ``phase``."""
         if self._on_cuda:
             first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()  # type: ignore[no-untyped-call]
+            first.record()
             yield
-            last.record()  # type: ignore[no-untyped-call]
+            last.record()
             self._pending.append((phase, first, last))
         else:
             started = time.perf_counter()
@@ -59,7 +59,7 @@ class PhaseClock:
         if self._pending:
             torch.cuda.synchronize()
             for phase, first, last in self._pending:
-                self._spent[phase] += first.elapsed_time(last) / 1000  # type: ignore[no-untyped-call]
+                self._spent[phase] += first.elapsed_time(last) / 1000
             self._pending.clear()
         spent = dict(self._spent)
         spent["other"] = max(0.0, self.total_seconds() - sum(spent.values()))

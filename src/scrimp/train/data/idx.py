@@ -7,8 +7,8 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Int64
@@ -97,16 +97,15 @@ def _pair(folder: Path, found: dict[tuple[str, str], Path], split: str) -> _Pair
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes]]:
+def _opened(file: Path) -> Iterator[BufferedIOBase]:
     try:
-        opened: IO[bytes] = gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # type: ignore[assignment]
-        with opened as stream:
+        with gzip.GzipFile(file) if file.suffix == ".gz" else file.open("rb") as stream:
             yield stream
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(f"{file} cannot be read: {error}; fetch it again") from error
 
 
-def _header(stream: IO[bytes], file: Path, num_dimensions: int) -> tuple[int, ...]:
+def _header(stream: BufferedIOBase, file: Path, num_dimensions: int) -> tuple[int, ...]:
     """The sizes of all axes; the layout is 0, 0, type, number of axes, then each size as a big-endian uint32."""
     head = stream.read(4)
     if head != bytes([0, 0, _UBYTE, num_dimensions]):
@@ -115,7 +114,7 @@ def _header(stream: IO[bytes], file: Path, num_dimensions: int) -> tuple[int, ..
     return tuple(int(size) for size in sizes)
 
 
-def _exactly(stream: IO[bytes], file: Path, num_bytes: int) -> bytes:
+def _exactly(stream: BufferedIOBase, file: Path, num_bytes: int) -> bytes:
     content = stream.read(num_bytes)
     if len(content) != num_bytes:
         raise DataError(f"{file} is truncated: {num_bytes} bytes expected, {len(content)} there; fetch it again")
@@ -152,6 +151,6 @@ def _images(file: Path) -> Iterator[Block]:
         _at_end(stream, file)
 
 
-def _at_end(stream: IO[bytes], file: Path) -> None:
+def _at_end(stream: BufferedIOBase, file: Path) -> None:
     if stream.read(1):
         raise DataError(f"{file} goes on after the last row that its header announces; fetch it again")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, what is being done), often enough for a progress bar."""
 
 
+@runtime_checkable
 class Arrays(Protocol):
     """Where decoded arrays go: they are announced with their full shape and filled from the front, block by block."""
 
@@ -39,6 +40,7 @@ class Facts:
     note: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """Data in one of the forms that scrimp reads, found but not yet decoded."""
 

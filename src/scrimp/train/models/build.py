@@ -1,7 +1,6 @@
 """From a name or ``MODULE:FUNCTION`` to a model that is known to fit the data."""
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import traceback
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from scrimp._core.names import nearest
 from scrimp.errors import ConfigError
 from scrimp.train.models.convnets import airbench, resnet9, small_cnn
 from scrimp.train.models.gpt import GPT
@@ -132,11 +132,9 @@ def check_model(model: nn.Module, facts: ModelFacts, *, name: str = "") -> None:
 def _known_function(name: str) -> Callable[..., nn.Module]:
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(
-        f"unknown model {name!r}.{hint} The models are {', '.join(MODELS)}; your own is "
-        "MODULE:FUNCTION, such as my_models:make_net."
+        f"no model is called {name!r}{nearest(name, list(MODELS))}; your own is MODULE:FUNCTION, such as "
+        f"my_models:make_net."
     )
 
 
@@ -161,11 +159,10 @@ def _import_function(spec: str) -> Callable[..., object]:
         raise ConfigError(f"model {spec!r}: importing {module_name!r} failed: {_describe(error)}.") from error
     function = getattr(module, function_name, None)
     if function is None:
-        near = difflib.get_close_matches(
-            function_name, [name for name in dir(module) if callable(getattr(module, name))], n=1
+        names = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+        raise ConfigError(
+            f"model {spec!r}: module {module_name!r} has no function {function_name!r}{nearest(function_name, names)}."
         )
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"model {spec!r}: module {module_name!r} has no function {function_name!r}.{hint}")
     if isinstance(function, nn.Module) or not callable(function):
         raise ConfigError(
             f"model {spec!r}: {function_name!r} is {type(function).__name__}, "
@@ -204,7 +201,7 @@ def _arguments(
                 f"It takes: {own}."
             )
     arguments: dict[str, object] = {name: value for name, value in known_facts.items() if name in by_name}
-    arguments.update(model_args)
+    arguments.update((name, float(value) if hints.get(name) is float else value) for name, value in model_args.items())
     missing = [name for name, p in by_name.items() if p.default is p.empty and name not in arguments]
     if missing:
         raise ConfigError(_missing_message(spec, missing, known_facts))

@@ -6,6 +6,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrimp.errors import ConfigError
+
+
+def check_width(width: int) -> None:
+    """Raise ConfigError unless a network can be that many channels wide."""
+    if width < 1:
+        raise ConfigError(f"width {width}: a network needs at least 1 channel; give a width of at least 1.")
+
 
 class Scale(nn.Module):
     """Multiply by a constant, so that a head starts with small logits."""
@@ -61,6 +69,7 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32) -> nn.Sequ
 
     Takes images of any size from 4x4 on. About 66 thousand weights at width 32.
     """
+    check_width(width)
     return nn.Sequential(
         OrderedDict(
             conv1=conv_block(in_channels, width),
@@ -82,6 +91,7 @@ def resnet9(*, num_classes: int, in_channels: int, width: int = 64, pool_early: 
 
     Source: D. Page, "How to Train Your ResNet" (2018-2019), and the code of cifar10-fast.
     """
+    check_width(width)
 
     def down(in_width: int, out_width: int) -> nn.Sequential:
         return conv_block(in_width, out_width, pool=True, pool_early=pool_early)
@@ -131,6 +141,7 @@ def airbench(*, num_classes: int, in_channels: int, width: int = 64, dirac: bool
     Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498). Differs: the scales of the
     batch norms are trained, with torch's momentum and epsilon.
     """
+    check_width(width)
     stem_channels = 8 * in_channels
     model = nn.Sequential(
         OrderedDict(

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrimp.train.models.convnets import check_width
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around a shortcut, which is a 1x1 convolution where the shape changes."""
@@ -36,6 +38,7 @@ def resnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Seque
 
     Source: K. He et al., "Deep Residual Learning for Image Recognition" (2015).
     """
+    check_width(width)
 
     def stage(in_width: int, out_width: int, stride: int) -> nn.Sequential:
         return nn.Sequential(BasicBlock(in_width, out_width, stride), BasicBlock(out_width, out_width))

@@ -1,0 +1,83 @@
+"""What a result has to carry so that others can judge it: hardware, versions, command, spread."""
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Median, quartiles and range of some measurements."""
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    rounded = {"median": median(values), "quartile_1": low, "quartile_3": high, "min": min(values), "max": max(values)}
+    return {"n": len(values), **{name: float(f"{value:.6g}") for name, value in rounded.items()}}
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its cores, the memory, how busy the machine was, and the GPU if there is one."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_name(), "num_cores": os.cpu_count(), "memory_bytes": memory_bytes, "gpu": gpu,
+        "system": platform.platform(), "load_average": [round(load, 2) for load in os.getloadavg()],
+    }  # fmt: skip
+
+
+def hardware_slug() -> str:
+    """Hardware as part of a file name, such as ``amd-epyc-2-cores``."""
+    facts = hardware()
+    name = facts["gpu"] or f"{facts['cpu']} {facts['num_cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def facts(threads: int | None = None) -> dict[str, Any]:
+    """Hardware, versions, commit, date, the command that was run and on how many threads (None: torch's choice)."""
+    names = ("torch", "numpy", "safetensors")
+    return {
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "threads": threads,
+    }
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write ``result`` as JSON and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written: {path}")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a subprocess that imports this checkout's scrimp."""
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return match[1] if match else platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit, marked when files were changed since."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

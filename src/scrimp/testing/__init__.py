@@ -1,0 +1,28 @@
+"""Checks that anything with state, ours or yours, can be put through. They need no test framework.
+
+``check_stateful`` is for one process, ``check_ranks_agree`` for several. A failure is an AssertionError that names the
+key which differs.
+"""
+
+from scrimp.testing.ranks import check_ranks_agree, run_ranks
+from scrimp.testing.stateful import (
+    Stateful,
+    assert_same_state,
+    check_global_rng_untouched,
+    check_resume,
+    check_round_trip,
+    check_stateful,
+    copy_state,
+)
+
+__all__ = [
+    "Stateful",
+    "assert_same_state",
+    "check_global_rng_untouched",
+    "check_ranks_agree",
+    "check_resume",
+    "check_round_trip",
+    "check_stateful",
+    "copy_state",
+    "run_ranks",
+]

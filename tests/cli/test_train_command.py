@@ -1,0 +1,238 @@
+"""`scrimp train` as a user meets it: results, resumption after kills and Ctrl-C, and what bad input gets."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.reference.command import QUICK, SCRIMP, environment, lines_without_times, same_bits, scrimp, weights
+
+from scrimp.checkpoints import ExactCheckpoints
+from scrimp.cli import main
+from scrimp.report.record import read_run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two and a half epochs with a checkpoint at every third of one."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = scrimp(*QUICK, "--num-epochs", "2.5", "--checkpoint-every", "0.3", "--out", "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "whole"
+
+
+def test_digits_reaches_its_accuracy_and_leaves_everything(tmp_path: Path) -> None:
+    done = scrimp("train", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / "runs" / "digits-001"
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model.safetensors"}
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["test_accuracy"] >= 0.985
+    assert summary["num_steps"] == 40 * (1438 // 64)
+    assert summary["sample_visits"] == summary["sample_visits_full"] == summary["num_steps"] * 64
+    assert f"{100 * summary['test_accuracy']:.2f} %" in done.stdout
+    assert "runs/digits-001/report.html" in done.stdout
+    assert done.stderr == ""
+    again = scrimp("report", "runs/digits-001", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "99." in again.stdout
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_anywhere_resumes_bit_for_bit(uninterrupted: Path, tmp_path: Path, seed: int) -> None:
+    words = [*QUICK, "--num-epochs", "2.5", "--checkpoint-every", "0.3", "--out", "killed"]
+    checkpoints = ExactCheckpoints(tmp_path / "killed" / "checkpoints")
+    wait_for = random.Random(seed).choice([1, 2, 4, 6])
+    process = subprocess.Popen([*SCRIMP, *words], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    seen: set[int] = set()
+    while process.poll() is None and len(seen) < wait_for and time.monotonic() < deadline:
+        seen.update(checkpoints.steps())
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert seen, "the run ended before its first checkpoint"
+    assert not (tmp_path / "killed" / "summary.json").exists() or len(seen) >= 6
+
+    resumed = scrimp("train", "--resume", "--out", "killed", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_bits(weights(uninterrupted), weights(tmp_path / "killed"))
+    ours = ExactCheckpoints(uninterrupted / "checkpoints").load()
+    theirs = checkpoints.load()
+    assert ours["step"] == theirs["step"] == 55
+    for name, slot in ours["optimizer"]["state"].items():
+        assert torch.equal(slot["momentum_buffer"], theirs["optimizer"]["state"][name]["momentum_buffer"])
+    assert lines_without_times(uninterrupted) == lines_without_times(tmp_path / "killed")
+
+
+def test_the_comparison_above_can_fail(uninterrupted: Path, tmp_path: Path) -> None:
+    other = scrimp(*QUICK, "--num-epochs", "2.5", "--seed", "1", "--out", "other", cwd=tmp_path)
+    assert other.returncode == 0
+    assert not same_bits(weights(uninterrupted), weights(tmp_path / "other"))
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    words = [*QUICK, "--num-epochs", "12", "--checkpoint-every", "4"]
+    process = subprocess.Popen(
+        [*SCRIMP, *words, "--out", "stopped"],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count('"event": "step"') >= 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "scrimp train --resume --out stopped" in out
+    assert "Traceback" not in err
+    record = read_run(tmp_path / "stopped")
+    assert record.status.value == "interrupted"
+    assert (tmp_path / "stopped" / "report.html").exists()
+    (newest,) = ExactCheckpoints(tmp_path / "stopped" / "checkpoints").steps()[-1:]
+    assert record.metrics[-1]["step"] == newest
+
+    resumed = scrimp("train", "--resume", "--out", "stopped", cwd=tmp_path)
+    whole = scrimp(*words, "--out", "whole", cwd=tmp_path)
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
+    before = {path: path.read_bytes() for path in uninterrupted.iterdir() if path.is_file()}
+    done = scrimp("train", "--resume", "--out", uninterrupted, cwd=uninterrupted.parent)
+    assert done.returncode == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_own_model_in_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def make(num_classes, in_channels, image_size, width=8):\n"
+        "    flat = in_channels * image_size ** 2\n"
+        "    layers = torch.nn.Linear(flat, width), torch.nn.ReLU(), torch.nn.Linear(width, num_classes)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), *layers)\n"
+    )
+    words = ["train", "--model", "mine:make", "--model-args", "width=12", "--num-epochs", "1", "--out", "r"]
+    done = scrimp(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["num_parameters"] == 64 * 12 + 12 + 12 * 10 + 10
+
+
+def test_own_text(tmp_path: Path) -> None:
+    (tmp_path / "poem.txt").write_text("to be or not to be, that is the question. " * 200)
+    words = ["train", "text", "--data", "poem.txt", "--context-length", "16", "--num-epochs", "3", "--batch-size", "8"]
+    words += ["--model-args", "depth=1", "--model-args", "width=32", "--model-args", "num_heads=2", "--out", "r"]
+    done = scrimp(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["test_loss_nats"] < 0.5
+    assert summary["test_accuracy"] is None
+    assert len(summary["sample_text"]) == 400
+
+
+BAD = {
+    "unknown recipe": (["train", "digit"], "did you mean 'digits'"),
+    "unknown flag": (["train", "--lerning-rate", "1"], "did you mean '--learning-rate'"),
+    "unknown command": (["trian"], "did you mean 'train'"),
+    "two recipes": (["train", "digits", "text"], "one word too many"),
+    "batch of none": (["train", "--batch-size", "0"], "--batch-size"),
+    "batch larger than the data": (["train", "--batch-size", "5000"], "only 1,438 training samples"),
+    "no number": (["train", "--num-epochs", "many"], "many"),
+    "negative epochs": (["train", "--num-epochs", "-1"], "positive"),
+    "unknown choice": (["train", "--optimizer", "adam"], "adamw"),
+    "model that does not import": (["train", "--model", "nowhere:make"], "nowhere"),
+    "model argument": (["train", "--model-args", "widht=3"], "widht"),
+    "malformed model argument": (["train", "--model-args", "width"], "NAME=VALUE"),
+    "missing data": (["train", "cifar10-small", "--data", "no/such/folder"], "no/such/folder"),
+    "recipe's data": (["train", "cifar10-small"], "SCRIMP_DATA"),
+    "device": (["train", "--device", "cuda:77"], "cuda:77"),
+    "no run to resume": (["train", "--resume"], "no unfinished run"),
+    "nothing in the folder": (["train", "--resume", "--out", "empty"], "empty"),
+    "report of nothing": (["report"], "at least one run"),
+    "report of no run": (["report", "empty"], "empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_exit_code_2_and_leaves_no_trace(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, expected = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCRIMP_DATA", raising=False)
+    monkeypatch.setenv("SCRIMP_CACHE", str(tmp_path / "cache"))
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("scrimp: error: ")
+    assert expected in captured.err
+    assert captured.err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_an_existing_run_is_never_mixed_with_another(
+    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(uninterrupted.parent)
+    before = {path: path.read_bytes() for path in uninterrupted.iterdir() if path.is_file()}
+    assert main(["train", "--out", "whole", "--seed", "3"]) == 2
+    assert "seed: 0 != 3" in capsys.readouterr().err
+    assert main([*QUICK, "--num-epochs", "2.5", "--checkpoint-every", "0.3", "--out", "whole"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", "whole", "--seed", "3"]) == 2
+    assert "seed: 0 != 3" in capsys.readouterr().err
+    assert main(["train", "text", "--resume", "--out", "whole"]) == 2
+    assert "'digits'" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, "--checkpoint-every", "0.5", "--learning-rate", "1e30", "--warmup", "1", "--out", "r"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "NaN or infinite at step" in err
+    assert "Traceback" not in err
+    for step in ExactCheckpoints(tmp_path / "r" / "checkpoints").verify():
+        state = ExactCheckpoints(tmp_path / "r" / "checkpoints").load(step)["model"]
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real_fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 8:
+            raise OSError(28, "No space left on device")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([*QUICK, "--num-epochs", "3", "--checkpoint-every", "0.3", "--out", "r"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert ExactCheckpoints(tmp_path / "r" / "checkpoints").verify()
+    assert not list((tmp_path / "r" / "checkpoints").glob(".*"))
+    monkeypatch.setattr(os, "fsync", real_fsync)
+    assert main(["train", "--resume", "--out", "r"]) == 0
+
+
+def test_help_needs_no_data_and_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    assert "scrimp COMMAND" in capsys.readouterr().out
+    assert main(["train", "cifar10-small", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("--learning-rate", "recipes:", "fashion-mnist", "(default: 512)", "examples:"):
+        assert text in shown
+    assert main(["--version"]) == 0

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from scrimp.errors import DataError
+
+
+def save(file, image):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+@pytest.fixture
+def split(tmp_path, pixels):
+    root = tmp_path / "set"
+    for row, name in enumerate(["cat/a.png", "cat/b.bmp", "dog/deeper/c.PNG", "dog/d.tif"]):
+        save(root / "train" / name, pixels[row])
+    save(root / "test/cat/e.png", pixels[4])
+    save(root / "test/dog/f.ppm", pixels[5])
+    (root / "train/cat/notes.md").write_text("not an image")
+    (root / "train/cat/.hidden.png").write_text("not an image")
+    (root / "train/.checkpoints").mkdir()
+    return root
+
+
+def refused(load, path, *parts):
+    with pytest.raises(DataError) as caught:
+        load(path)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_pixels_labels_and_names(split, load, pixels, name):
+    (split / "test").rename(split / name)
+    dataset = load(split)
+    assert np.array_equal(dataset.train.inputs.permute(0, 2, 3, 1).numpy(), pixels[[0, 1, 3, 2]])  # d.tif < deeper/
+    assert np.array_equal(dataset.test.inputs.permute(0, 2, 3, 1).numpy(), pixels[4:6])
+    assert dataset.train.targets.tolist() == [0, 0, 1, 1]
+    assert dataset.test.targets.tolist() == [0, 1]
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_one_level_of_class_folders_is_held_out_by_class(tmp_path, load, pixels):
+    for row in range(12):
+        save(tmp_path / "set" / "abc"[row % 3] / f"{row:02}.png", pixels[row])
+    dataset = load(tmp_path / "set")
+    assert dataset.test.targets.tolist() == [0, 1, 2]
+    assert dataset.train.targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert "held out" in dataset.source
+
+
+def test_an_image_of_another_size_is_named(split, load, pixels):
+    save(split / "train/dog/d.tif", pixels[0][:, :4])
+    refused(load, split, str(split / "train/dog/d.tif"), "4 wide and 4 high", str(split / "train/cat/a.png"))
+
+
+def test_a_test_image_of_another_size_is_named(split, load, pixels):
+    save(split / "test/cat/e.png", pixels[0][:3])
+    refused(load, split, str(split / "test/cat/e.png"), "5 wide and 3 high")
+
+
+def test_a_corrupt_image_is_named(split, load):
+    (split / "train/cat/b.bmp").write_bytes(b"BM broken")
+    refused(load, split, str(split / "train/cat/b.bmp"), "cannot be decoded")
+
+
+def test_modes_follow_the_first_image(split, load, pixels):
+    save(split / "train/cat/b.bmp", pixels[1][..., 0])
+    dataset = load(split)
+    assert np.array_equal(dataset.train.inputs[1].numpy(), np.stack([pixels[1][..., 0]] * 3))
+
+
+def test_an_empty_class_is_named(split, load):
+    (split / "train/eel").mkdir()
+    refused(load, split, "train/eel", "no image")
+
+
+def test_an_empty_test_folder_is_named(split, load):
+    for file in (split / "test").rglob("*.p*"):
+        file.unlink()
+    refused(load, split, "test/cat", "no image")
+    for folder in (split / "test").iterdir():
+        folder.rmdir()
+    refused(load, split, str(split / "test"), "is empty")
+
+
+def test_classes_that_only_test_has_are_named(split, load, pixels):
+    save(split / "test/eel/g.png", pixels[0])
+    refused(load, split, "eel", str(split / "train"), "lacks")
+
+
+def test_a_single_class_is_refused(tmp_path, load, pixels):
+    save(tmp_path / "set/cat/a.png", pixels[0])
+    refused(load, tmp_path / "set", "one class folder only ('cat')")
