@@ -33,7 +33,7 @@ def hardware() -> dict[str, Any]:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu_name(), "num_cores": os.cpu_count(), "memory_bytes": memory_bytes, "gpu": gpu,
-        "system": platform.platform(), "load_average": [round(load, 2) for load in os.getloadavg()],
+        "system": f"{platform.system()} {platform.machine()}", "load_average": [round(load, 2) for load in os.getloadavg()],
     }  # fmt: skip
 
 
@@ -48,13 +48,18 @@ def facts(threads: int | None = None) -> dict[str, Any]:
     """Hardware, versions, commit, date, the command that was run and on how many threads (None: torch's choice)."""
     names = ("torch", "numpy", "safetensors")
     return {
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(map(without_home, sys.argv[1:]))}".strip(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "threads": threads,
     }
+
+
+def without_home(word: str) -> str:
+    """An absolute path without what is particular to this machine: ``.../cifar10``."""
+    return f".../{Path(word).name}" if word.startswith("/") else word
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:

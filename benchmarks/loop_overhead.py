@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from environment import RESULTS, facts, spread, write_result
+from environment import RESULTS, facts, spread, without_home, write_result
 from torch import Tensor, nn
 
 from scrimp.checkpoints import ExactCheckpoints
@@ -207,7 +207,9 @@ def main() -> None:
         ratio = result["ratio_cpu"]
         print(f"  {ratio['median']:.4f} (quartiles {ratio['quartile_1']:.4f} to {ratio['quartile_3']:.4f})")
         results.append(result)
-    write_result(options.out, {**facts(threads=1), "data": dataset.source, "results": results})
+    write_result(
+        options.out, {**facts(threads=1), "data": without_home(options.data or "synthetic"), "results": results}
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from environment import RESULTS, child_environment, facts, spread, write_result
+from environment import RESULTS, child_environment, facts, spread, without_home, write_result
 
 CLAIM_BYTES = 400_000_000
 NUM_SYNTHETIC_STEPS = 5
@@ -58,7 +58,7 @@ def main() -> None:
         for kind in ("cold", "warm")
     }
     result = {
-        "recipe": options.recipe, "data": options.data, "num_epochs": options.num_epochs, "seed": options.seed,
+        "recipe": options.recipe, "data": without_home(options.data or ""), "num_epochs": options.num_epochs, "seed": options.seed,
         "typical": typical, "excess_bytes": excess, "claim": f"excess_bytes.warm.median <= {CLAIM_BYTES}",
         "holds": excess["warm"]["median"] <= CLAIM_BYTES, "runs": runs,
     }  # fmt: skip

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from environment import RESULTS, child_environment, facts, hardware_slug, spread, write_result
+from environment import RESULTS, child_environment, facts, hardware_slug, spread, without_home, write_result
 
 RECIPES = ("digits", "fashion-mnist", "cifar10-small", "text")
 
@@ -84,7 +84,7 @@ def _run(recipe: str, seed: int, flags: list[str], settings: str, data_root: Pat
     return {
         "recipe": recipe, "seed": seed, "flags": flags, "settings": settings, "command_seconds": command_seconds,
         "load_average_before": load, "load_average_after": os.getloadavg()[0],
-        "facts": {**facts(summary["threads"]), "run": f"scrimp {' '.join(words)}"}, "summary": summary,
+        "facts": {**facts(summary["threads"]), "run": f"scrimp {' '.join(map(without_home, words))}"}, "summary": summary,
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Every exception and warning that scrimp raises, on one screen.
 
-Each error is also the builtin that a caller would expect, so that ``except ValueError`` and ``except FileNotFoundError``
-keep working. A message says what was wrong, the value, where it was found, and what to do about it.
+Each error is also the builtin that a caller would expect, so that ``except ValueError`` and
+``except FileNotFoundError`` keep working. A message says what was wrong, the value, where it was found, and what to do
+about it.
 """
 
 

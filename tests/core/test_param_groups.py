@@ -105,7 +105,7 @@ def test_a_rule_without_effect_warns():
     [
         ({"lr": 0.0}, {}, "lr = 0.0; it must be positive"),
         ({"lr": float("nan")}, {}, "lr = nan"),
-        ({"lr": -1}, {}, "lr = -1"),
+        ({"lr": -1.0}, {}, "lr = -1"),
         ({"lr": 0.1, "weight_decay": -0.1}, {}, "weight_decay = -0.1"),
         ({"lr": 0.1, "momentun": 0.9}, {}, r"param_groups\(\) gives an unknown option 'momentun'; did you mean"),
         ({"lr": 0.1, "lr_scale": 2}, {}, "unknown option 'lr_scale'"),

@@ -36,7 +36,10 @@ def test_streams_are_told_apart_by_value_type_and_cut():
 
 
 def test_a_stream_is_the_same_in_another_process():
-    code = "from scrimp._core.rng import generator; import torch; print(torch.randperm(9, generator=generator(3, 'x')).tolist())"
+    code = (
+        "import torch; from scrimp._core.rng import generator\n"
+        "print(torch.randperm(9, generator=generator(3, 'x')).tolist())"
+    )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == str(torch.randperm(9, generator=generator(3, "x")).tolist())
 
@@ -58,7 +61,8 @@ def test_no_global_generator_is_touched():
 
 
 def draw_from_all():
-    return torch.rand(3).tolist(), random.random(), random.gauss(0, 1), np.random.rand(3).tolist(), np.random.randn()
+    numpy_draws = np.random.rand(3).tolist(), np.random.randn()  # noqa: NPY002
+    return torch.rand(3).tolist(), random.random(), random.gauss(0, 1), numpy_draws
 
 
 def test_global_generators_continue_from_a_stored_state():
@@ -77,9 +81,12 @@ def test_global_generators_continue_from_a_stored_state():
 def test_an_incomplete_state_changes_nothing():
     state = capture_global_rng()
     del state["numpy"]
-    with pytest.raises(ConfigError, match="lacks numpy"):
-        restore_global_rng(state)
-    check_global_rng_untouched(lambda: pytest.raises(ConfigError, restore_global_rng, state))
+
+    def restore():
+        with pytest.raises(ConfigError, match="lacks numpy"):
+            restore_global_rng(state)
+
+    check_global_rng_untouched(restore)
 
 
 def test_capturing_does_not_start_cuda():

@@ -69,7 +69,7 @@ class DrawsGlobally(Walk):
 
 class SeedsGloballyOnLoading(Walk):
     def load_state_dict(self, state):
-        np.random.seed(0)
+        np.random.seed(0)  # noqa: NPY002, TID251 - the offence
         super().load_state_dict(state)
 
 
@@ -112,7 +112,7 @@ def test_which_check_finds_what():
     check_round_trip(ForgetsItsGenerator, advance)  # a state that is too small survives a round trip
     with pytest.raises(AssertionError):
         check_resume(ForgetsItsGenerator, advance)
-    with pytest.raises(AssertionError, match="after 0 steps|'inner/rng'"):
+    with pytest.raises(AssertionError, match="'inner/rng'"):
         check_round_trip(HoldsAnObject, advance)
     check_resume(DrawsGlobally, advance)
 
@@ -121,8 +121,8 @@ def test_which_check_finds_what():
     ("action", "name"),
     [
         (lambda: torch.rand(1), "torch"),
-        (lambda: random.random(), "python/words"),
-        (lambda: np.random.rand(), "numpy/"),
+        (random.random, "python/words"),
+        (np.random.rand, "numpy/"),
     ],
 )
 def test_each_global_generator_is_watched(action, name):

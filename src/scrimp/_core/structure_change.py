@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scrimp.errors import FormatError, StructureError
 
-Slices = tuple[tuple[int, Int64[Tensor, " kept"]], ...]
+Slices = tuple[tuple[int, Int64[Tensor, " _kept"]], ...]
 
 
 @dataclass(frozen=True, eq=False)

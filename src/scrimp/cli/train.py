@@ -22,7 +22,8 @@ from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
 from scrimp.train.recipes import RECIPES, find_recipe
-from scrimp.train.run import Started, newest_unfinished, read_config, run
+from scrimp.train.run import Started, run
+from scrimp.train.run_dir import newest_unfinished, read_config
 
 _DEFAULT_RECIPE = "digits"
 

@@ -6,6 +6,7 @@ from scrimp.steps.cutout import Cutout
 from scrimp.steps.device_loader import DeviceLoader
 from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.normalize import Normalize
+from scrimp.steps.whiten import whiten_input_, whitening_filters
 from scrimp.steps.window import RandomWindow
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "RandomWindow",
+    "whiten_input_",
+    "whitening_filters",
 ]

@@ -97,5 +97,5 @@ def _take_pixels(
         taken = flat.index_select(0, pixel_index(rows, columns, height, width).view(-1))
         return taken.view(batch, *shape, channels).permute(0, 3, 1, 2)
     pixel = (rows * width)[:, :, None] + columns[:, None, :]
-    taken = images.flatten(2).gather(2, pixel.view(batch, 1, -1).expand(-1, channels, -1))
+    taken = images.flatten(2).gather(2, pixel.view(batch, 1, shape[0] * shape[1]).expand(-1, channels, -1))
     return taken.view(batch, channels, *shape)

@@ -1,1 +1,10 @@
-"""The main job: recipes, data, models and the training loop."""
+"""Training a model as a recipe says, in one loop that is read from top to bottom, with a record of what it spent."""
+
+from scrimp.train.config import TrainConfig as TrainConfig
+from scrimp.train.job import Seams as Seams
+from scrimp.train.recipes import RECIPES as RECIPES
+from scrimp.train.recipes import find_recipe as find_recipe
+from scrimp.train.run import Run as Run
+from scrimp.train.run import run as run
+
+__all__ = ["RECIPES", "Run", "Seams", "TrainConfig", "find_recipe", "run"]

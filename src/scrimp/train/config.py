@@ -48,6 +48,8 @@ class TrainConfig:
     )
     model_args: dict[str, ModelArg] = _setting({}, "argument of the model, as NAME=VALUE; may be repeated", "model")
 
+    whiten: bool = _setting(False, "images: whiten patches by the first convolution, which is then frozen", "model")
+
     num_epochs: float = _setting(10.0, "epochs; may be fractional", "optimization")
     batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
     accumulation: int = _setting(1, "parts that a batch is split into to save memory", "optimization")
@@ -92,6 +94,7 @@ class TrainConfig:
         for name in ("crop_padding", "cutout", "weight_decay", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, value, "it must not be negative")
+        _require(self.seed < 2**63, "seed", self.seed, "it must be below 2**63")
         for name in ("warmup", "final_learning_rate"):
             value = getattr(self, name)
             _require(0 <= value <= 1, name, value, "it is a fraction from 0 to 1")
@@ -180,7 +183,7 @@ def _type_name(expected: Any) -> str:
 
 
 def parse_model_arg(text: str) -> tuple[str, ModelArg]:
-    """``NAME=VALUE`` with VALUE read as a JSON number or boolean where it is one, else as text."""
+    """``NAME=VALUE`` with VALUE read as a JSON number, boolean or (quoted) text where it is one, else as text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise ConfigError(f"--model-args takes NAME=VALUE, for example width=64; it was given {text!r}")
@@ -188,4 +191,4 @@ def parse_model_arg(text: str) -> tuple[str, ModelArg]:
         parsed = json.loads(value)
     except json.JSONDecodeError:
         return name, value
-    return name, parsed if isinstance(parsed, bool | int | float) else value
+    return name, parsed if isinstance(parsed, bool | int | float | str) else value

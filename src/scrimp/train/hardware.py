@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from scrimp._core.rng import capture_global_rng, restore_global_rng
 from scrimp.errors import ConfigError
 
 
@@ -82,12 +83,16 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's global generators seeded inside the block (dropout and weight initialisation draw from them).
 
-    The caller's random state is as it was afterwards.
+    The caller's random state (of torch, Python and NumPy, which a resumed run sets) is as it was afterwards.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng
+    if device.type == "cuda":
+        torch.cuda.init()  # else there is no state to keep yet
+    before = capture_global_rng()
+    torch.manual_seed(seed)  # noqa: TID251 - put back below
+    try:
         yield
+    finally:
+        restore_global_rng(before)
 
 
 def peak_memory_bytes() -> int:

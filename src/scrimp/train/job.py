@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from scrimp.steps import DeviceLoader
+from scrimp._core.index_plan import IndexPlan
+from scrimp.steps import Batch, BatchTransform, DeviceLoader
 from scrimp.train.config import TrainConfig
 from scrimp.train.task import Task
 
@@ -24,21 +26,27 @@ class Stateful(Protocol):
         ...
 
 
-def mean_loss(losses: Tensor, index: Tensor) -> Tensor:  # noqa: ARG001 - other reductions need the index
-    """The plain reduction: the mean of one loss per sample."""
-    return losses.mean()
+def mean_loss(losses: Float[Tensor, " batch"], batch: Batch) -> Float[Tensor, ""]:
+    """The plain reduction: the mean of one loss per sample, each times its weight where the sampler gives weights."""
+    return losses.mean() if batch.weights is None else (losses * batch.weights).mean()
 
 
 @dataclass(frozen=True)
 class Seams:
-    """Where a saving meets the loop, beside the loader's sampler and transforms. The defaults are plain training.
+    """Where a saving meets the loop, in the order in which they are called. The defaults are plain training.
 
-    ``reduce`` takes losses of shape (batch,) and the samples' positions in the data set, and returns their (weighted)
-    mean. ``penalty`` is added once per step. ``after_step`` is called with the number of steps done. ``state`` is what
-    they have to keep in checkpoints.
+    - ``sampler`` makes the plan of the samples to visit, given how many there are.
+    - ``transforms`` change a batch, after the recipe's augmentation.
+    - ``reduce`` makes one loss of losses of shape (batch,); ``batch.index`` says which samples they belong to.
+    - ``penalty`` is added to it once per step.
+    - ``after_step`` is called after the optimizer's step, with the number of steps done.
+
+    ``state`` is what they have to keep in checkpoints, by name; the sampler's state is kept with the loader's.
     """
 
-    reduce: Callable[[Tensor, Tensor], Tensor] = mean_loss
+    sampler: Callable[[int], IndexPlan] | None = None
+    transforms: tuple[BatchTransform, ...] = ()
+    reduce: Callable[[Tensor, Batch], Tensor] = mean_loss
     penalty: Callable[[nn.Module], Tensor] | None = None
     after_step: tuple[Callable[[int], None], ...] = ()
     state: Mapping[str, Stateful] = field(default_factory=dict)

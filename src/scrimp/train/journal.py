@@ -51,8 +51,8 @@ class Journal:
         self._at_log = (0, 0.0)  # visits and seconds at the last log line
         self._at_epoch: tuple[int, dict[str, float]] = (0, self.clock.seconds())
 
-    def after_step(self, epoch: float, num_samples: int) -> None:
-        """Count a step that ended ``epoch`` epochs into the run, and do what is due then."""
+    def after_step(self, epoch: float, num_samples: int, *, finished: bool) -> None:
+        """Count a step that ended ``epoch`` epochs into the run (and ``finished`` it), and do what is due then."""
         before, self.epoch = self.epoch, epoch
         self.step += 1
         self.sample_visits += num_samples
@@ -60,7 +60,6 @@ class Journal:
         read: dict[str, float] = {}
         if self.step % config.log_every == 0:
             read = self._log_step()
-        finished = epoch >= config.num_epochs
         evaluation = None
         if finished or _due(config.evaluate_every, before, epoch):
             evaluation = self._evaluate()

@@ -7,7 +7,7 @@ what is added to it (``penalty``), and what follows a step (``after_step``).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,21 +39,35 @@ def train(
     Raises: NonFiniteLossError - checked wherever losses are read and before every checkpoint.
     Cost: the host waits for the device at log points, evaluations and checkpoints only.
     """
-    config, model, task, seams, optimizer = job.config, job.model, job.task, job.seams, job.optimizer
     journal = Journal(job, checkpoints, record, on_step)
     if resume:
         journal.restore()
+    try:
+        status = _run_epochs(job, journal, should_stop)
+    except Exception as error:
+        with suppress(OSError):  # the disk may be what failed
+            journal.note(str(error), RunStatus.FAILED)
+        raise
+    if status is RunStatus.INTERRUPTED:
+        journal.note("interrupted", status)
+    return status, journal
+
+
+def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> RunStatus:
+    config, model, task, seams, optimizer = job.config, job.model, job.task, job.seams, job.optimizer
     wrapped = for_ranks(model, job.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     clock, num_ranks = journal.clock, world_size()
     model.train()
     clock.start()
 
-    for epoch in range(math.floor(journal.epoch + 1e-9), math.ceil(config.num_epochs)):
+    last_epoch = epochs_begun(config.num_epochs) - 1
+    for epoch in range(math.floor(journal.epoch + 1e-9), last_epoch + 1):
         job.loader.set_epoch(epoch)
         num_steps = len(job.loader)
         batches = iter(job.loader)
-        for position in range(job.loader.steps_done, round(num_steps * min(1.0, config.num_epochs - epoch))):
+        num_wanted = steps_wanted(config.num_epochs, epoch, num_steps)
+        for position in range(job.loader.steps_done, num_wanted):
             progress = (epoch + (position + 0.5) / num_steps) / config.num_epochs
             set_learning_rate(optimizer, learning_rate_factor(config, progress))
 
@@ -66,12 +80,12 @@ def train(
                         outputs = wrapped(inputs)
                         losses = task.losses(outputs, targets)
                         # parts and ranks may differ in size, and DDP averages over ranks
-                        loss = seams.reduce(losses, part.index) * (len(losses) * num_ranks / batch.global_size)
+                        loss = seams.reduce(losses, part) * (len(losses) * num_ranks / batch.global_size)
                         if seams.penalty is not None and is_last:
                             loss = loss + seams.penalty(model)
                     with clock("backward"):
                         loss.backward()
-                journal.metrics.update(journal.step, losses, task.num_correct(outputs, targets))
+                journal.metrics.update(journal.step + 1, losses, task.num_correct(outputs, targets))
             with clock("optimizer"):
                 if config.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -81,15 +95,25 @@ def train(
                     after_step(journal.step + 1)
 
             now = epoch + (position + 1) / num_steps
-            journal.after_step(now, batch.global_size)
+            finished = epoch == last_epoch and position + 1 == num_wanted
+            journal.after_step(now, batch.global_size, finished=finished)
             asked_to_stop = should_stop()
             if num_ranks > 1:  # all ranks stop after the same step; asking at every step would slow all of them down
                 asked_to_stop = journal.step % config.log_every == 0 and any_rank(asked_to_stop, job.device)
-            if asked_to_stop and now < config.num_epochs:
+            if asked_to_stop and not finished:
                 journal.save()
-                journal.note("interrupted", RunStatus.INTERRUPTED)
-                return RunStatus.INTERRUPTED, journal
-    return RunStatus.FINISHED, journal
+                return RunStatus.INTERRUPTED
+    return RunStatus.FINISHED
+
+
+def epochs_begun(num_epochs: float) -> int:
+    """How many epochs are trained, the last of them perhaps in part."""
+    return max(1, math.ceil(num_epochs - 1e-9))
+
+
+def steps_wanted(num_epochs: float, epoch: int, num_steps: int) -> int:
+    """How many of the ``num_steps`` of ``epoch`` are trained; at least one of a last epoch that is only begun."""
+    return max(1, round(num_steps * min(1.0, num_epochs - epoch)))
 
 
 def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Batch, bool]]:

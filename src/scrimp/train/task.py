@@ -1,5 +1,6 @@
 """What differs between images and text: how batches are made, what the losses are, what counts as right."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,8 @@ def build_loaders(
     dtype: torch.dtype,
     rank: int,
     world_size: int,
-    sampler: IndexPlan | None = None,
+    sampler: Callable[[int], IndexPlan] | None = None,
+    transforms: Sequence[BatchTransform] = (),
 ) -> tuple[DeviceLoader, DeviceLoader]:
     """The loaders of training and test data; both hold their split on ``device``, as uint8 or integer tokens.
 
@@ -69,19 +71,20 @@ def build_loaders(
         train_rows, test_rows = _token_windows(dataset, config.context_length)
         train_targets = test_targets = None
         changes: list[BatchTransform] = []
+        cutout: list[BatchTransform] = []
         last: BatchTransform = RandomWindow(config.context_length + 1)
     else:
         train_rows, test_rows = dataset.train.inputs, dataset.test.inputs
         train_targets, test_targets = dataset.train.targets, dataset.test.targets
         changes, last = _augmentation(config), Normalize(dataset.mean, dataset.std, dtype=dtype)
-    cutout = [Cutout(config.cutout)] if config.cutout else []  # after Normalize: filled with the mean colour
+        cutout = [Cutout(config.cutout)] if config.cutout else []  # after Normalize: filled with the mean colour
     _check_batch_size(config, len(train_rows), world_size)
     train = DeviceLoader(
         train_rows,
         train_targets,
         config.batch_size,
-        sampler=sampler or ShufflePlan(len(train_rows), seed=config.seed),
-        transforms=[*changes, last, *cutout],
+        sampler=sampler(len(train_rows)) if sampler else ShufflePlan(len(train_rows), seed=config.seed),
+        transforms=[*changes, last, *cutout, *transforms],
         seed=config.seed,
         drop_last=True,
         device=device,

@@ -1,0 +1,86 @@
+"""Input whitening: a frozen first convolution whose outputs are uncorrelated and of equal size from the start."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scrimp.errors import ConfigError, DataError
+
+_PATCHES_AT_A_TIME = 1_000_000
+
+
+def whiten_input_(
+    model: nn.Module, images: Float[Tensor, "samples channels height width"], *, epsilon: float = 5e-4
+) -> nn.Conv2d:
+    """Give the model's first convolution the whitening filters of the patches of ``images`` and freeze its weight.
+
+    The convolution needs as many filters as a patch has values, ``k = channels * kernel height * kernel width``, or
+    twice as many: then the second half is the first with the sign turned, for the activation that follows. Its bias,
+    if it has one, stays trainable. Filters are ordered from the patch component that varies most, and signed so that
+    their largest entry is positive, so that the same images always give the same filters.
+
+    Args: model - changed in place; the convolution is returned. images - normalised as the model sees them, not
+        augmented; a few thousand are enough. epsilon - added to the variances, so that flat directions stay small.
+    Raises: ConfigError - no 2-D convolution, a grouped or dilated one, or another number of filters. DataError - images
+        of other channels or smaller than a patch, or not finite. The model is then unchanged.
+    Cost: one pass over the images' patches in float64 and an eigendecomposition of k x k.
+    Source: D. Page, "How to Train Your ResNet 8: Bag of Tricks"; 2x2 with both signs is K. Jordan's (arXiv 2404.00498).
+    """
+    conv = _first_convolution(model)
+    patch_size = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
+    if conv.groups != 1 or conv.dilation != (1, 1):
+        raise ConfigError("whiten_input_ needs a first convolution without groups and dilation")
+    if conv.out_channels not in (patch_size, 2 * patch_size):
+        raise ConfigError(
+            f"the first convolution has {conv.out_channels} filters; whitening {conv.in_channels}-channel patches of "
+            f"{conv.kernel_size[0]} x {conv.kernel_size[1]} needs {patch_size}, or {2 * patch_size} with both signs"
+        )
+    filters = whitening_filters(images, (conv.kernel_size[0], conv.kernel_size[1]), epsilon=epsilon)
+    if filters.shape[1] != conv.in_channels:
+        raise DataError(f"images have {filters.shape[1]} channels, the first convolution takes {conv.in_channels}")
+    if conv.out_channels == 2 * patch_size:
+        filters = torch.cat([filters, -filters])
+    with torch.no_grad():
+        conv.weight.copy_(filters)
+    conv.weight.requires_grad_(False)
+    return conv
+
+
+def whitening_filters(
+    images: Float[Tensor, "samples channels height width"], kernel_size: tuple[int, int], *, epsilon: float = 5e-4
+) -> Float[Tensor, "patch channels kernel_height kernel_width"]:
+    """The eigenvectors of the patches' second moment, each divided by the root of its eigenvalue plus ``epsilon``.
+
+    A convolution with them turns patches into ``k`` values whose second moment is the identity (but for ``epsilon``).
+
+    Raises: DataError - no images, images smaller than a patch, or values that are not finite.
+    """
+    if (
+        images.ndim != 4
+        or images.shape[0] == 0
+        or any(a < b for a, b in zip(images.shape[2:], kernel_size, strict=True))
+    ):
+        raise DataError(f"whitening takes images of at least {kernel_size} pixels; got shape {tuple(images.shape)}")
+    channels, (rows, columns) = images.shape[1], kernel_size
+    size = channels * rows * columns
+    per_image = (images.shape[2] - rows + 1) * (images.shape[3] - columns + 1)
+    moment = torch.zeros(size, size, dtype=torch.float64)
+    for chunk in images.split(max(1, _PATCHES_AT_A_TIME // per_image)):
+        patches = chunk.double().unfold(2, rows, 1).unfold(3, columns, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, size)
+        moment += (patches.T @ patches).cpu()
+    moment /= per_image * len(images)
+    if not torch.isfinite(moment).all():
+        raise DataError("whitening met pixels that are NaN or infinite")
+    values, vectors = torch.linalg.eigh(moment)
+    values, filters = values.flip(0), vectors.flip(1).T
+    largest = filters.gather(1, filters.abs().argmax(dim=1, keepdim=True))
+    filters = filters * largest.sign() / (values.clamp(min=0) + epsilon).sqrt()[:, None]
+    shaped: Tensor = filters.reshape(size, channels, rows, columns).float()
+    return shaped
+
+
+def _first_convolution(model: nn.Module) -> nn.Conv2d:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module
+    raise ConfigError("whiten_input_ found no Conv2d in the model")

@@ -1,0 +1,106 @@
+"""What a finished run leaves beside its record: its model and its summary."""
+
+import json
+import platform
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+import scrimp
+from scrimp._core.atomic_files import atomic_write
+from scrimp._core.ranks import world_size
+from scrimp.report.record import read_run
+from scrimp.report.summary import Summary
+from scrimp.train.config import TrainConfig
+from scrimp.train.data import Dataset
+from scrimp.train.hardware import peak_memory_bytes
+from scrimp.train.job import Job
+from scrimp.train.journal import Journal
+from scrimp.train.recipes import RECIPES
+from scrimp.train.sampling import sample_text
+
+
+def write_model(model: nn.Module, path: Path) -> None:
+    """The weights under their names, for ``safetensors.torch.load_model``.
+
+    Of tied weights the file has the first name; the others are in its metadata, as that function expects them.
+    """
+    first_name: dict[tuple[int, torch.Size], str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    other_names: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in first_name:
+            other_names[name] = first_name[key]
+        else:
+            first_name[key] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+    metadata = {"format": "pt", "scrimp_version": scrimp.__version__, **other_names}
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata))
+
+
+def summarize(job: Job, dataset: Dataset, journal: Journal, run_dir: Path) -> Summary:
+    """The summary of a run that has finished. Cost: text models write a sample, about a second on a CPU."""
+    config, record = job.config, read_run(run_dir)
+    phase_seconds = journal.clock.seconds()
+    in_steps = sum(seconds for phase, seconds in phase_seconds.items() if phase not in ("evaluation", "checkpoint"))
+    num_parameters = sum(parameter.numel() for parameter in job.model.parameters())
+
+    def saved(key: str) -> int:
+        return int(sum(point.value for point in record.series("checkpoint", key)))
+
+    return Summary(
+        recipe=config.recipe, data=config.data, model=config.model, seed=config.seed,
+        device=torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
+        precision=str(job.autocast or torch.float32).removeprefix("torch."),
+        threads=torch.get_num_threads(), world_size=world_size(),
+        num_epochs=config.num_epochs, num_steps=journal.step,
+        sample_visits=journal.sample_visits, sample_visits_full=_full_visits(job),
+        train_seconds=journal.clock.train_seconds(), total_seconds=journal.clock.total_seconds(),
+        examples_per_second=journal.sample_visits / max(in_steps, 1e-9), phase_seconds=phase_seconds,
+        test_accuracy=journal.evaluation.get("test_accuracy"), test_loss_nats=journal.evaluation["test_loss_nats"],
+        num_parameters=num_parameters, model_float32_bytes=4 * num_parameters,
+        checkpoint_raw_bytes=saved("raw_bytes"), checkpoint_stored_bytes=saved("stored_bytes"),
+        peak_memory_bytes=peak_memory_bytes(),
+        versions={"scrimp": scrimp.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        command=command_line(config), finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        sample_text=sample_text(job, dataset) if dataset.kind == "text" else None,
+    )  # fmt: skip
+
+
+def command_line(config: TrainConfig) -> str:
+    """The command that repeats the run: the recipe, and what was changed in it."""
+    base = RECIPES[config.recipe]() if config.recipe in RECIPES else TrainConfig()
+    theirs = base.to_dict()
+    words = ["scrimp", "train", *([config.recipe] if config.recipe in RECIPES else [])]
+    for name, value in config.to_dict().items():
+        if name != "recipe" and value != theirs[name]:
+            words += _flag(name, value)
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, dict):
+        return [word for key, item in value.items() for word in (flag, f"{key}={_argument(item)}")]
+    return [flag, "none" if value is None else str(value)]
+
+
+def _argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _full_visits(job: Job) -> int:
+    """Visits of a run that sees every sample in every epoch, but for the incomplete last batch that is dropped."""
+    batch = job.loader.batch_size * world_size()
+    steps = job.loader.num_samples // batch
+    whole, part = divmod(job.config.num_epochs, 1)
+    return batch * (int(whole) * steps + round(steps * part))
