@@ -33,7 +33,8 @@ def hardware() -> dict[str, Any]:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu_name(), "num_cores": os.cpu_count(), "memory_bytes": memory_bytes, "gpu": gpu,
-        "system": f"{platform.system()} {platform.machine()}", "load_average": [round(load, 2) for load in os.getloadavg()],
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": [round(load, 2) for load in os.getloadavg()],
     }  # fmt: skip
 
 

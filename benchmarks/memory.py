@@ -58,7 +58,8 @@ def main() -> None:
         for kind in ("cold", "warm")
     }
     result = {
-        "recipe": options.recipe, "data": without_home(options.data or ""), "num_epochs": options.num_epochs, "seed": options.seed,
+        "recipe": options.recipe, "data": without_home(options.data or "by name"),
+        "num_epochs": options.num_epochs, "seed": options.seed,
         "typical": typical, "excess_bytes": excess, "claim": f"excess_bytes.warm.median <= {CLAIM_BYTES}",
         "holds": excess["warm"]["median"] <= CLAIM_BYTES, "runs": runs,
     }  # fmt: skip

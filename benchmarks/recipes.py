@@ -84,7 +84,7 @@ def _run(recipe: str, seed: int, flags: list[str], settings: str, data_root: Pat
     return {
         "recipe": recipe, "seed": seed, "flags": flags, "settings": settings, "command_seconds": command_seconds,
         "load_average_before": load, "load_average_after": os.getloadavg()[0],
-        "facts": {**facts(summary["threads"]), "run": f"scrimp {' '.join(map(without_home, words))}"}, "summary": summary,
+        "run": f"scrimp {' '.join(map(without_home, words))}", "facts": facts(summary["threads"]), "summary": summary,
     }  # fmt: skip
 
 

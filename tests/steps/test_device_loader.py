@@ -184,7 +184,7 @@ def test_every_transform_draws_from_a_stream_of_its_own():
 
     squares = inputs(RandomFlip(0.0), Cutout(2))
     assert torch.equal(inputs(RandomFlip(1.0), Cutout(2)), squares)
-    assert torch.equal(inputs(Cutout(2, fill=1), Cutout(2)), squares)
+    assert torch.equal(inputs(Cutout(2, fill=1.0), Cutout(2)), squares)
     assert not torch.equal(inputs(Cutout(2)), squares)  # another place in the list, another stream
 
 

@@ -24,7 +24,7 @@ from scrimp.steps import (
 
 MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16]
-ON_IMAGES = [RandomCrop(2), RandomCrop(2, "constant", fill=7), RandomFlip(), AlternatingFlip(), Cutout(3, fill=9)]
+ON_IMAGES = [RandomCrop(2), RandomCrop(2, "constant", fill=7.0), RandomFlip(), AlternatingFlip(), Cutout(3, fill=9.0)]
 
 
 def images(batch=9, channels=3, height=6, width=5, dtype=torch.uint8, memory_format=torch.contiguous_format):
@@ -70,9 +70,9 @@ def test_crops_of_any_shape(data, memory_format):
     height, width = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))
     padding = data.draw(st.integers(1, 8))
     inputs = images(3, 2, height, width, memory_format=memory_format)
-    constant = RandomCrop(padding, Padding.CONSTANT, fill=1)
+    constant = RandomCrop(padding, Padding.CONSTANT, fill=1.0)
     drawn = draw(constant, 3, seed=data.draw(st.integers(0, 99)))
-    assert torch.equal(constant.apply(inputs, drawn), twin.crop(inputs, drawn, padding, fill=1))
+    assert torch.equal(constant.apply(inputs, drawn), twin.crop(inputs, drawn, padding, fill=1.0))
     reflecting = RandomCrop(padding)
     if padding < min(height, width):
         assert torch.equal(reflecting.apply(inputs, drawn), twin.crop(inputs, drawn, padding))

@@ -1,10 +1,12 @@
 """Which device, which precision, how deterministic: what the hardware at hand can do, decided in one place."""
 
+import random
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from scrimp._core.rng import capture_global_rng, restore_global_rng
@@ -81,14 +83,16 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators seeded inside the block (dropout and weight initialisation draw from them).
+    """The global generators of torch, Python and NumPy seeded inside the block (dropout and weights draw from them).
 
-    The caller's random state (of torch, Python and NumPy, which a resumed run sets) is as it was afterwards.
+    The caller's random state is as it was afterwards.
     """
     if device.type == "cuda":
         torch.cuda.init()  # else there is no state to keep yet
     before = capture_global_rng()
     torch.manual_seed(seed)  # noqa: TID251 - put back below
+    random.seed(seed)
+    np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002 - the global one is what is meant
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ class RunningMetrics:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums so far."""
-        return {"values": self._values.cpu()}
+        return {"values": self._values.clone().cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""

@@ -16,11 +16,12 @@ from scrimp._core.atomic_files import atomic_write
 from scrimp._core.ranks import world_size
 from scrimp.report.record import read_run
 from scrimp.report.summary import Summary
-from scrimp.train.config import TrainConfig
+from scrimp.train.config import TrainConfig, parse_model_arg
 from scrimp.train.data import Dataset
 from scrimp.train.hardware import peak_memory_bytes
 from scrimp.train.job import Job
 from scrimp.train.journal import Journal
+from scrimp.train.loop import epochs_begun, steps_wanted
 from scrimp.train.recipes import RECIPES
 from scrimp.train.sampling import sample_text
 
@@ -30,16 +31,16 @@ def write_model(model: nn.Module, path: Path) -> None:
 
     Of tied weights the file has the first name; the others are in its metadata, as that function expects them.
     """
-    first_name: dict[tuple[int, torch.Size], str] = {}
+    first_name: dict[tuple[object, ...], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     other_names: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape)
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in first_name:
             other_names[name] = first_name[key]
         else:
             first_name[key] = name
-            tensors[name] = tensor.detach().cpu().contiguous()
+            tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     metadata = {"format": "pt", "scrimp_version": scrimp.__version__, **other_names}
     with atomic_write(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
@@ -76,8 +77,10 @@ def summarize(job: Job, dataset: Dataset, journal: Journal, run_dir: Path) -> Su
 
 def command_line(config: TrainConfig) -> str:
     """The command that repeats the run: the recipe, and what was changed in it."""
-    base = RECIPES[config.recipe]() if config.recipe in RECIPES else TrainConfig()
+    base = RECIPES[config.recipe if config.recipe in RECIPES else "digits"]()  # the command line's default is digits
     theirs = base.to_dict()
+    if config.model != base.model:
+        theirs["model_args"] = {}  # another model takes over no arguments
     words = ["scrimp", "train", *([config.recipe] if config.recipe in RECIPES else [])]
     for name, value in config.to_dict().items():
         if name != "recipe" and value != theirs[name]:
@@ -95,12 +98,13 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    is_plain = isinstance(value, str) and parse_model_arg(f"x={value}") == ("x", value)
+    return value if is_plain else json.dumps(value)
 
 
 def _full_visits(job: Job) -> int:
     """Visits of a run that sees every sample in every epoch, but for the incomplete last batch that is dropped."""
     batch = job.loader.batch_size * world_size()
     steps = job.loader.num_samples // batch
-    whole, part = divmod(job.config.num_epochs, 1)
-    return batch * (int(whole) * steps + round(steps * part))
+    num_epochs = job.config.num_epochs
+    return batch * sum(steps_wanted(num_epochs, epoch, steps) for epoch in range(epochs_begun(num_epochs)))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp.errors import DataError
-from scrimp.train.data import Dataset, Split, check_context_length, describe
+from scrimp.train.data import Dataset, Split, describe
 from scrimp.train.data.moments import channel_moments
 
 
@@ -46,11 +46,6 @@ def test_a_data_set_made_by_hand_knows_its_facts():
 def test_images_have_no_vocabulary(fact):
     with pytest.raises(DataError, match="'made up' is of kind 'images' and has no vocabulary"):
         fact(images())
-
-
-def test_images_have_no_context():
-    with pytest.raises(DataError, match="has no context"):
-        check_context_length(images(), 1)
 
 
 @pytest.mark.parametrize("fact", ["num_classes", "image_shape", "mean", "std"])

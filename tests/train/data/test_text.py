@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp.errors import DataError
-from scrimp.train.data import check_context_length, describe
+from scrimp.train.data import describe
 from scrimp.train.data.holdout import HoldOut
 from scrimp.train.data.text import TextSource
 
@@ -90,15 +90,6 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, load, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         load(tmp_path / "bad.txt")
-
-
-def test_both_splits_must_be_longer_than_a_context(file, load):
-    dataset = load(file)
-    check_context_length(dataset, 20)
-    with pytest.raises(DataError, match=r"test split of 'play.txt' has 21 characters.*21 needs 22.*has 205.*--context"):
-        check_context_length(dataset, 21)
-    with pytest.raises(DataError, match=r"train split of 'play.txt' has 184 characters"):
-        check_context_length(dataset, 184)
 
 
 def test_unknown_characters_and_tokens_are_named(file, load):

@@ -6,7 +6,6 @@
 
 from scrimp.train.data.dataset import Dataset as Dataset
 from scrimp.train.data.dataset import Split as Split
-from scrimp.train.data.dataset import check_context_length as check_context_length
 from scrimp.train.data.dataset import describe as describe
 from scrimp.train.data.find import KNOWN_NAMES as KNOWN_NAMES
 from scrimp.train.data.load import load_dataset as load_dataset

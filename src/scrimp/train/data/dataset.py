@@ -124,20 +124,3 @@ def describe(dataset: Dataset) -> str:
     else:
         what = f"images of {'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes"
     return f"{dataset.name}: {sizes} {what} ({dataset.source})"
-
-
-def check_context_length(dataset: Dataset, context_length: int) -> None:
-    """Check that both splits of a text hold at least one sample: ``context_length`` tokens and the one after.
-
-    Raises DataError with the lengths when one does not, and for images.
-    """
-    dataset._require("text", "context")
-    needed = context_length + 1
-    for what, split in (("train", dataset.train), ("test", dataset.test)):
-        if len(split) < needed:
-            raise DataError(
-                f"the {what} split of {dataset.name!r} has {len(split):,} characters, but a sample of context length "
-                f"{context_length:,} needs {needed:,} (the context and the character after it); the whole text has "
-                f"{len(dataset.train) + len(dataset.test):,}, of which the last tenth is the test split; "
-                f"lower --context-length or give a longer text ({dataset.source})"
-            )

@@ -134,9 +134,9 @@ def airbench(*, num_classes: int, in_channels: int, width: int = 64, dirac: bool
     """The airbench94 shape: a 2x2 convolution, three groups of two 3x3 convolutions, a linear head times 1/9.
 
     The groups have ``width``, ``4 * width`` and ``4 * width`` channels; 64 is the published size. The first convolution
-    has 8 filters per input channel and is an ordinary, trainable one; fixed whitening filters are a step trick that
-    goes on top. ``dirac`` starts the first filters of every 3x3 convolution as the identity, which takes the place of
-    residual connections. Takes images from 9x9 on.
+    has 8 filters per input channel, as :func:`scrimp.steps.whiten_input_` wants it, and is an ordinary, trainable one.
+    ``dirac`` starts the first filters of every 3x3 convolution as the identity, which takes the place of residual
+    connections. Takes images from 9x9 on.
 
     Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498). Differs: the scales of the
     batch norms are trained, with torch's momentum and epsilon.

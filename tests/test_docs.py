@@ -1,0 +1,154 @@
+"""What the documentation says is tried: code runs, commands parse, links lead somewhere."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import scrimp
+from scrimp.cli.flags import overrides, parse
+from scrimp.cli.main import main
+from scrimp.cli.train import _parser
+from scrimp.errors import ConfigError
+from scrimp.train.config import TrainConfig
+from scrimp.train.recipes import find_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/**/*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, language):
+    """The fenced blocks of one language, with the line where each begins."""
+    text = page.read_text()
+    return [(text[: m.start()].count("\n") + 2, m[2]) for m in BLOCK.finditer(text) if m[1] == language]
+
+
+def examples():
+    """Every Python block of every page."""
+    return [
+        pytest.param(page, line, code, id=f"{page.name}:{line}")
+        for page in PAGES
+        for line, code in blocks(page, "python")
+    ]
+
+
+def commands(page):
+    """The ``scrimp ...`` command lines of a page, in blocks and between backticks, as lists of words."""
+    text = page.read_text()
+    lines = [line for _, block in [*blocks(page, ""), *blocks(page, "bash")] for line in block.splitlines()]
+    lines += re.findall(r"(?<!`)`([^`\n]+)`(?!`)", BLOCK.sub("", text))
+    found = []
+    for line in lines:
+        match = re.match(r"(?:torchrun .*-m )?scrimp (.*)", line.strip())
+        if match:
+            found.append(shlex.split(match[1], comments=True))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line", "code"), examples())
+def test_python_block_runs(page, line, code, tmp_path, monkeypatch):
+    script = tmp_path / "block.py"
+    script.write_text("\n" * (line - 1) + code)  # so that a traceback names the line of the page
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def check_command(words):
+    """Raise ConfigError unless ``scrimp WORDS`` would be accepted; nothing is run."""
+    command, rest = words[0], words[1:]
+    if command == "train":
+        namespace = parse(_parser(TrainConfig()), rest)
+        recipe = find_recipe(namespace.recipe or "digits")
+        recipe.replace(**overrides(namespace, recipe))
+    elif command == "report":
+        if not rest:
+            raise ConfigError("scrimp report needs a run")
+    else:
+        raise ConfigError(f"unknown command {command}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_accepted(page):
+    for words in commands(page):
+        # placeholders stand for any recipe or any run
+        if "COMMAND" not in words:
+            check_command([{"RECIPE": "digits", "[RECIPE]": "digits"}.get(word, word) for word in words])
+
+
+def test_readme_has_commands_and_code():
+    """The extraction finds what is there."""
+    found = commands(README)
+    assert ["train"] in found
+    assert ["train", "fashion-mnist", "--data", "~/data/fashion-mnist", "--num-epochs", "3", "--seed", "1"] in found
+    assert ["train", "digits", "--batch-size", "32"] in found  # behind torchrun
+    assert len(examples()) >= 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train mnist",
+        "train --epochs 3",
+        "train digits extra",
+        "train --batch-size 0",
+        "trian",
+        "report",
+        "train --seed x",
+    ],
+)
+def test_a_wrong_command_is_found(line):
+    with pytest.raises(ConfigError):
+        check_command(shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"],
+    ids=lambda page: page.name,
+)  # fmt: skip
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_changelog_and_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert changelog.startswith("# Changelog")
+    assert "## Unreleased" in changelog
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == scrimp.__version__
+
+
+def test_version_is_shown(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"scrimp {scrimp.__version__}\n"
+
+
+def marked_block(name):
+    """The commands of the block behind ``<!-- NAME command -->``."""
+    match = re.search(rf"<!-- {name} command -->\n```\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def test_ci_runs_the_readme_test_command():
+    """What ``.ci/run`` cuts out of the README is the block that people read there, whole and nothing else."""
+    line = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("sed "))
+    cut, _, _ = line.partition(">")
+    done = subprocess.run(["bash", "-c", cut], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == marked_block("test")
+    assert "pytest" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["run", "test"])
+def test_the_two_commands_stand_alone(name):
+    """Each makes its own virtual environment and installs what it needs, from a fresh clone."""
+    first, second, third = marked_block(name).splitlines()
+    assert first == "python3 -m venv .venv && . .venv/bin/activate"
+    assert second.startswith("pip install -c constraints.txt -e ")
+    assert re.search(r"\bscrimp train$|\bpytest\b", third)

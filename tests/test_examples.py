@@ -1,0 +1,65 @@
+"""Each example runs, and is the base loop with few lines changed."""
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scrimp
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+BASE = EXAMPLES / "base.py"
+# Lines added or changed against base.py, its docstring not counted: the import with the blank line before it, and what
+# the facility itself asks of a loop. A number that grows means that the facility has become harder to use.
+LINES_CHANGED = {
+    "device_loader.py": 3,  # the import; the loader, in one line instead of two
+    "param_groups.py": 7,  # the import; a rule, the list of rules, the groups; two lines show what came out
+    "checkpoints.py": 17,  # imports; five lines to restore, one to save; the rest runs it twice and compares
+}
+
+
+def code(path):
+    """The lines behind the module's docstring."""
+    return path.read_text().split('"""', 2)[2].splitlines()
+
+
+def lines_changed(path):
+    """Lines that are in ``path`` and not in base.py."""
+    return sum(line.startswith("+ ") for line in difflib.ndiff(code(BASE), code(path)))
+
+
+def test_every_example_is_listed():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"base.py", *LINES_CHANGED}
+
+
+@pytest.mark.parametrize("name", LINES_CHANGED)
+def test_example_differs_from_base_by_few_lines(name):
+    assert 0 < lines_changed(EXAMPLES / name) <= LINES_CHANGED[name]
+
+
+@pytest.mark.parametrize("name", ["base.py", *LINES_CHANGED])
+def test_example_runs(name, tmp_path):
+    paths = [str(Path(scrimp.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-W", "error::UserWarning", EXAMPLES / name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(number) for number in re.findall(r"test accuracy (0\.\d+)", done.stdout)]
+    assert accuracies[-1] > 0.95
+    assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
+    if name == "checkpoints.py":
+        assert "the same weights, bit for bit" in done.stdout
+
+
+def test_base_uses_nothing_of_ours():
+    assert "scrimp" not in "\n".join(code(BASE))

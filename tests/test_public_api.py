@@ -1,0 +1,143 @@
+"""The public surface, frozen: a name or flag that comes or goes shows here as a difference to be wanted."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+
+import pytest
+
+from scrimp.cli import main
+from scrimp.report.summary import Summary
+from scrimp.train.config import TrainConfig
+from scrimp.train.recipes import RECIPES
+
+NAMES = {
+    "scrimp": [
+        "Rule", "StructureChange", "apply_structure_", "apply_structure_change", "checkpoints", "no_decay_rule",
+        "param_groups", "read_structure", "steps",
+    ],
+    "scrimp.steps": [
+        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",
+        "RandomFlip", "RandomWindow",
+    ],
+    "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],
+    "scrimp.report": [
+        "Point", "RunRecord", "RunStatus", "RunWriter", "Summary", "read_run", "render_page", "summary_panel",
+        "summary_text", "write_page",
+    ],
+    "scrimp.testing": [
+        "Stateful", "assert_same_state", "check_global_rng_untouched", "check_ranks_agree", "check_resume",
+        "check_round_trip", "check_stateful", "copy_state", "run_ranks",
+    ],
+}  # fmt: skip
+ERRORS = [
+    "CheckpointNotFoundError", "ConfigError", "CorruptCheckpointError", "DataError", "DataNotFoundError",
+    "FormatError", "MissingDependencyError", "NoEffectWarning", "NonFiniteLossError", "RunExistsError", "ScrimpError",
+]  # fmt: skip
+TRAIN_FLAGS = [
+    "--accumulation", "--batch-size", "--beta2", "--checkpoint-every", "--clip-norm", "--context-length",
+    "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic", "--device",
+    "--evaluate-every", "--final-learning-rate", "--flip", "--help", "--keep-checkpoints", "--label-smoothing",
+    "--learning-rate", "--log-every", "--model", "--model-args", "--momentum", "--no-deterministic",
+    "--no-tensorboard", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed", "--tensorboard",
+    "--threads", "--wandb", "--warmup", "--weight-decay",
+]  # fmt: skip
+SUMMARY_KEYS = {
+    "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",
+    "sample_visits_full", "train_seconds", "examples_per_second", "model_float32_bytes", "model_packed_bytes",
+    "weights_kept_fraction", "checkpoint_raw_bytes", "checkpoint_stored_bytes", "versions",
+}  # fmt: skip
+
+
+def public(module_name):
+    """Each public name of a module with what it is."""
+    module = importlib.import_module(module_name)
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+@pytest.mark.parametrize("module_name", NAMES)
+def test_public_names(module_name):
+    assert sorted(public(module_name)) == sorted(NAMES[module_name])
+    assert importlib.import_module(module_name).__all__ == sorted(importlib.import_module(module_name).__all__)
+
+
+def test_public_names_do_not_leak():
+    """A name without underscore that is not in ``__all__`` would be used all the same."""
+    import scrimp
+
+    visible = {name for name, value in vars(scrimp).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert visible <= set(scrimp.__all__)
+
+
+def test_errors():
+    module = importlib.import_module("scrimp.errors")
+    own = [
+        name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == "scrimp.errors"
+    ]
+    assert sorted(own) == ERRORS
+
+
+def test_recipes():
+    assert list(RECIPES) == ["digits", "fashion-mnist", "cifar10-small", "text"]
+    assert [recipe().recipe for recipe in RECIPES.values()] == list(RECIPES)
+
+
+def test_commands(capsys):
+    assert main(["--help"]) == 0
+    assert re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE) == ["train", "report"]
+
+
+def test_flags_of_train(capsys):
+    assert main(["train", "--help"]) == 0
+    help_text = capsys.readouterr().out.partition("examples:")[0]
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)(?:, (--[\w-]+))?", help_text, re.MULTILINE)
+    assert sorted(flag for flags in listed for flag in flags if flag) == TRAIN_FLAGS
+
+
+def test_every_setting_is_a_flag():
+    settings = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
+    assert settings - set(TRAIN_FLAGS) == {"--recipe"}  # which is a word and not a flag
+
+
+def test_summary_keys():
+    assert {field.name for field in dataclasses.fields(Summary)} >= SUMMARY_KEYS
+
+
+def undocumented(name, value):
+    """Public parts of ``value`` without a docstring of their own."""
+    if not (inspect.isclass(value) or inspect.isroutine(value)):
+        return []
+    # a dataclass without docstring gets its signature as one
+    text = value.__doc__ or ""
+    missing = [] if text.strip() and not text.startswith(f"{value.__name__}(") else [name]
+    if inspect.isclass(value) and value.__module__.startswith("scrimp"):
+        for part, member in vars(value).items():
+            member = getattr(member, "__func__", member)  # noqa: PLW2901 - class and static methods
+            is_documentable = inspect.isfunction(member) or isinstance(member, property)
+            if not part.startswith("_") and is_documentable and not (member.__doc__ or "").strip():
+                missing.append(f"{name}.{part}")
+    return missing
+
+
+@pytest.mark.parametrize("module_name", [*NAMES, "scrimp.errors", "scrimp.train.recipes"])
+def test_every_public_name_has_a_docstring(module_name):
+    module = importlib.import_module(module_name)
+    assert (module.__doc__ or "").strip()
+    names = NAMES.get(module_name) or [name for name in vars(module) if not name.startswith("_")]
+    missing = [part for name in names for part in undocumented(name, getattr(module, name))]
+    assert missing == []
+
+
+def test_a_missing_docstring_is_found():
+    class Silent:
+        def method(self):
+            pass
+
+    @dataclasses.dataclass
+    class Value:
+        number: int
+
+    Silent.__module__ = "scrimp.silent"
+    assert undocumented("Silent", Silent) == ["Silent", "Silent.method"]
+    assert undocumented("Value", Value) == ["Value"]
