@@ -107,7 +107,7 @@ def _augmentation(config: TrainConfig) -> list[BatchTransform]:
     if config.crop_padding:
         transforms.append(RandomCrop(config.crop_padding, mode=config.crop_mode))
     if config.flip != "none":
-        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
+        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip(config.seed))
     return transforms
 
 
