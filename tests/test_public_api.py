@@ -41,7 +41,8 @@ TRAIN_FLAGS = [
     "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic", "--device",
     "--evaluate-every", "--final-learning-rate", "--flip", "--help", "--keep-checkpoints", "--label-smoothing",
     "--learning-rate", "--log-every", "--model", "--model-args", "--momentum", "--no-deterministic",
-    "--no-tensorboard", "--no-whiten", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed", "--tensorboard",
+    "--no-tensorboard", "--no-whiten", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed",
+    "--tensorboard",
     "--threads", "--wandb", "--warmup", "--weight-decay", "--whiten",
 ]  # fmt: skip
 SUMMARY_KEYS = {

@@ -119,7 +119,10 @@ def _processes(config: TrainConfig) -> Iterator[None]:
 
 
 class _Stop:
-    """Ctrl-C (or SIGTERM) during training asks the loop to save and stop; a second one stops at once."""
+    """Ctrl-C or SIGTERM during training asks the loop to save and stop; a second Ctrl-C stops at once.
+
+    A second SIGTERM does not: torchrun passes Ctrl-C on as one, behind the Ctrl-C that the terminal sends to all.
+    """
 
     def __init__(self) -> None:
         self._armed = self._asked = False
@@ -142,8 +145,8 @@ class _Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self._armed or self._asked:
+        if not self._armed or (self._asked and number == signal.SIGINT):
             raise KeyboardInterrupt
-        self._asked = True
-        if is_main():
+        if is_main() and not self._asked:
             print("\nstopping after this step, to save it (again to stop at once) ...", file=sys.stderr)
+        self._asked = True
