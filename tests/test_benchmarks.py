@@ -2,15 +2,12 @@
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import scrimp
 from scrimp.train.recipes import fashion_mnist
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -25,24 +22,27 @@ def bench(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def run_script(name, *words, out):
-    """Run a benchmark to its end; returns its result and what it printed."""
-    paths = [str(Path(scrimp.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / name, "--out", out, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text()), done.stdout
+@pytest.fixture
+def run_main(bench, monkeypatch, tmp_path, capsys):
+    """Run a script's ``main`` in this process; returns its result and what it printed."""
+
+    def run(name, *words):
+        module, out = bench(name), tmp_path / "result.json"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(out), *map(str, words)])
+        module.main()
+        return json.loads(out.read_text()), capsys.readouterr().out
+
+    return run
 
 
-def test_loop_overhead(tmp_path):
+def test_loop_overhead(run_main, bench, monkeypatch):
+    monkeypatch.setattr(bench("loop_overhead"), "keep_large_blocks", lambda: False)  # it is for the whole process
     words = ["--models", "small-cnn:width=4", "--batch-size", 32, "--segments", 1, "--steps", 3, "--warmup", 1]
-    result, _ = run_script("loop_overhead.py", *words, out=tmp_path / "result.json")
+    num_threads = torch.get_num_threads()
+    try:
+        result, _ = run_main("loop_overhead", *words)
+    finally:
+        torch.set_num_threads(num_threads)
     (of_model,) = result["results"]
     assert (of_model["model"], of_model["model_args"], of_model["batch_size"]) == ("small-cnn", {"width": 4}, 32)
     assert of_model["weights_equal"] is True
@@ -69,30 +69,52 @@ def test_loop_overhead_notices_other_work(bench):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
-def test_memory(tmp_path):
-    words = ["--recipe", "digits", "--shape", 1, 8, 8, "--num-epochs", 0.1, "--repeats", 1]
-    result, _ = run_script("memory.py", *words, out=tmp_path / "result.json")
-    (run,) = result["runs"]
-    assert list(run) == ["synthetic", "cold", "warm"]
-    for peaks in run.values():
+def test_peaks_are_those_of_a_process_of_its_own(bench, tmp_path):
+    memory = bench("memory")
+    synthetic = {"recipe": "digits", "seed": 0, "shape": [1, 8, 8], "num_classes": 10}
+    words = ["train", "digits", "--num-epochs", "0.1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    for task in ({"synthetic": synthetic}, {"words": words}):
+        peaks = memory._in_process(task, tmp_path)
         # torch alone takes more than 100 MB; the parts are sampled, the whole is the kernel's
         assert 100e6 < peaks["anonymous_bytes"] + peaks["file_bytes"] <= 1.2 * peaks["peak_bytes"]
-    assert result["excess_bytes"]["warm"]["median"] == pytest.approx(
-        run["warm"]["peak_bytes"] - run["synthetic"]["peak_bytes"], rel=1e-4
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_memory_compares_with_the_synthetic_batch(run_main, bench, monkeypatch):
+    peak_bytes = iter([100e6, 350e6, 300e6, 120e6, 360e6, 330e6, 100e6, 400e6, 310e6])
+    parts = {"anonymous_bytes": 60, "file_bytes": 40}
+    monkeypatch.setattr(bench("memory"), "_in_process", lambda task, folder: {"peak_bytes": next(peak_bytes), **parts})
+    result, printed = run_main("memory", "--data", "/somebody/cifar10")
+    assert result["excess_bytes"]["warm"]["median"] == 210e6
+    assert result["excess_bytes"]["cold"]["median"] == 250e6
+    assert result["holds"] is True
+    assert result["data"] == ".../cifar10"
+    assert "warm: +210 MB" in printed
+
+
+def test_import_time(run_main, bench, monkeypatch):
+    import_time = bench("import_time")
+    measured = import_time._python(import_time.WITH_SCRIMP)
+    assert measured.keys() == {"torch", "scrimp"}
+    assert min(measured.values()) > 0
+
+    seconds = iter([9.0, 0.1, 0.5, 0.2])  # the first does not count
+    monkeypatch.setattr(
+        import_time,
+        "_python",
+        lambda program: {"torch": 1.0, "scrimp": next(seconds)} if "scrimp" in program else {"torch": 2.0},
     )
+    result, printed = run_main("import_time", "--runs", 3)
+    assert result["seconds_beyond_torch"]["median"] == 0.2
+    assert result["torch_alone_seconds"]["median"] == 2.0
+    assert result["holds"] is True
+    assert printed.startswith("import scrimp: 0.200 s beyond torch")
 
 
-def test_import_time(tmp_path):
-    result, _ = run_script("import_time.py", "--runs", 1, out=tmp_path / "result.json")
-    assert result["seconds_beyond_torch"]["n"] == 1
-    assert 0 < result["seconds_beyond_torch"]["median"] < result["torch_seconds"]["median"] * 10
-
-
-def test_recipes_runs_once_and_skips_what_is_done(tmp_path):
-    flags = ["--flags", "--num-epochs", 0.2, "--model-args", "width=4"]
-    words = ["recipes.py", "--recipes", "digits", "--seeds", 3, *flags]
-    first, _ = run_script(*words, out=tmp_path / "result.json")
-    again, printed = run_script(*words, out=tmp_path / "result.json")
+def test_recipes_runs_once_and_skips_what_is_done(run_main):
+    words = ["recipes", "--recipes", "digits", "--seeds", 3, "--flags", "--num-epochs", 0.2, "--model-args", "width=4"]
+    first, _ = run_main(*words)
+    again, printed = run_main(*words)
     assert first == again
     assert "digits, seed 3: in the file already" in printed
     (run,) = first["runs"]

@@ -42,8 +42,7 @@ TRAIN_FLAGS = [
     "--evaluate-every", "--final-learning-rate", "--flip", "--help", "--keep-checkpoints", "--label-smoothing",
     "--learning-rate", "--log-every", "--model", "--model-args", "--momentum", "--no-deterministic",
     "--no-tensorboard", "--no-whiten", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed",
-    "--tensorboard",
-    "--threads", "--wandb", "--warmup", "--weight-decay", "--whiten",
+    "--tensorboard", "--threads", "--wandb", "--warmup", "--weight-decay", "--whiten",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",

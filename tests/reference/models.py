@@ -54,6 +54,20 @@ class PythonDice(nn.Module):
         return out + self.branch(x) if not self.training or random.random() < 0.5 else out
 
 
+class GrowingTable(nn.Module):
+    """Keeps a table that grows with the largest batch so far, as caches of positions do."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+        self.table = torch.zeros(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > len(self.table):
+            self.table = torch.ones(len(x), 1)
+        return self.linear(x.flatten(1)) * self.table[: len(x)]
+
+
 class TiedNet(nn.Module):
     """Two names for one weight."""
 

@@ -47,7 +47,7 @@ def test_text_targets_are_the_inputs_shifted_by_one() -> None:
     task = Task("text")
     train, _ = loaders(text_data())
     rows = set()
-    for epoch in range(20):
+    for epoch in range(300):
         train.set_epoch(epoch)
         for batch in train:
             inputs, targets = task.split(batch.inputs, batch.targets)
