@@ -98,11 +98,13 @@ def test_the_shortest_text() -> None:
     assert (len(train), len(test)) == (1, 1)
 
 
-def test_settings_for_images_do_not_touch_text() -> None:
-    plain, _ = loaders(text_data())
-    changed, _ = loaders(text_data(), crop_padding=2, flip="random", cutout=2)
-    for ours, theirs in zip(plain, changed, strict=True):
-        assert torch.equal(ours.inputs, theirs.inputs)
+@pytest.mark.parametrize(
+    "change", [{"crop_padding": 2}, {"flip": "random"}, {"cutout": 2}, {"label_smoothing": 0.1}, {"whiten": True}]
+)
+def test_settings_for_images_are_refused_for_text(change: dict[str, Any]) -> None:
+    flag = f"--{next(iter(change)).replace('_', '-')}"
+    with pytest.raises(ConfigError, match=f"{flag} is for images, but the data is text"):
+        loaders(text_data(), **change)
 
 
 # images

@@ -10,7 +10,6 @@ from torch import nn
 
 from scrimp._core.ranks import barrier, is_main, rank, world_size
 from scrimp.checkpoints import ExactCheckpoints
-from scrimp.errors import ConfigError
 from scrimp.report.page import write_page
 from scrimp.report.record import RunStatus, read_run
 from scrimp.report.summary import Summary
@@ -124,8 +123,6 @@ def _build_job(
 
 
 def _whiten(model: nn.Module, dataset: Dataset) -> None:
-    if dataset.kind != "images":
-        raise ConfigError("whiten is for images; leave --whiten out")
     images = Normalize(dataset.mean, dataset.std).apply(dataset.train.inputs[:_NUM_WHITENED], None)
     whiten_input_(model, images)
 
