@@ -19,7 +19,8 @@ NAMES = {
     ],
     "scrimp.steps": [
         "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",
-        "RandomFlip", "RandomWindow", "whiten_input_", "whitening_filters",
+        "RandomFlip", "RandomWindow", "bias_rule", "freeze_bn_scale_", "whiten_input_",
+        "whitening_filters",
     ],
     "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],
     "scrimp.report": [
@@ -37,12 +38,13 @@ ERRORS = [
     "StructureError",
 ]  # fmt: skip
 TRAIN_FLAGS = [
-    "--accumulation", "--batch-size", "--beta2", "--checkpoint-every", "--clip-norm", "--context-length",
-    "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic", "--device",
-    "--evaluate-every", "--final-learning-rate", "--flip", "--help", "--keep-checkpoints", "--label-smoothing",
-    "--learning-rate", "--log-every", "--model", "--model-args", "--momentum", "--no-deterministic",
-    "--no-tensorboard", "--no-whiten", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed",
-    "--tensorboard", "--threads", "--wandb", "--warmup", "--weight-decay", "--whiten",
+    "--accumulation", "--batch-size", "--beta2", "--bias-scale", "--checkpoint-every", "--clip-norm",
+    "--context-length", "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic",
+    "--device", "--evaluate-every", "--final-learning-rate", "--flip", "--freeze-bn-scale", "--help",
+    "--keep-checkpoints", "--label-smoothing", "--learning-rate", "--log-every", "--model", "--model-args",
+    "--momentum", "--no-deterministic", "--no-freeze-bn-scale", "--no-tensorboard", "--no-whiten", "--num-epochs",
+    "--optimizer", "--out", "--precision", "--resume", "--seed", "--tensorboard", "--threads", "--wandb",
+    "--warmup", "--weight-decay", "--whiten",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",

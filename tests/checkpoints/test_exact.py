@@ -195,6 +195,13 @@ def test_steps_are_numbers_and_other_files_are_left_alone(store: ExactCheckpoint
     assert {name for name, content in files_in(store.path).items() if content == b"mine"} == set(others)
 
 
+def test_debris_of_a_killed_writer_goes_with_the_next_save(store: ExactCheckpoints) -> None:
+    store.path.mkdir(parents=True)
+    (store.path / ".step-000000001.safetensors.0123abcd.tmp").write_bytes(b"half")
+    store.save(2)
+    assert [path.name for path in store.path.iterdir()] == ["step-000000002.safetensors"]
+
+
 def test_delete(store: ExactCheckpoints) -> None:
     store.save(1)
     store.save(2)

@@ -49,6 +49,7 @@ class TrainConfig:
     model_args: dict[str, ModelArg] = _setting({}, "argument of the model, as NAME=VALUE; may be repeated", "model")
 
     whiten: bool = _setting(False, "images: whiten patches by the first convolution, which is then frozen", "model")
+    freeze_bn_scale: bool = _setting(False, "fix the scale of batch norms at 1", "model")
 
     num_epochs: float = _setting(10.0, "epochs; may be fractional", "optimization")
     batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
@@ -63,6 +64,7 @@ class TrainConfig:
     momentum: float = _setting(0.9, "momentum of SGD, or beta1 of AdamW", "optimization")
     beta2: float = _setting(0.95, "beta2 of AdamW", "optimization")
     weight_decay: float = _setting(5e-4, "weight decay of weights (not of biases and norms)", "optimization")
+    bias_scale: float = _setting(1.0, "factor on the learning rate of batch-norm biases", "optimization")
     label_smoothing: float = _setting(0.0, "images: probability spread over all classes", "optimization")
     clip_norm: float | None = _setting(None, "clip the gradient to this norm; none for no clipping", "optimization")
 
@@ -88,7 +90,7 @@ class TrainConfig:
         at_least_one = ("batch_size", "accumulation", "context_length", "keep_checkpoints", "log_every")
         for name in at_least_one:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
-        for name in ("num_epochs", "learning_rate", "evaluate_every", "checkpoint_every"):
+        for name in ("num_epochs", "learning_rate", "bias_scale", "evaluate_every", "checkpoint_every"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, value, "it must be a positive number")
         for name in ("crop_padding", "cutout", "weight_decay", "seed"):

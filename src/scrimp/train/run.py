@@ -13,7 +13,7 @@ from scrimp.checkpoints import ExactCheckpoints
 from scrimp.report.page import write_page
 from scrimp.report.record import RunStatus, read_run
 from scrimp.report.summary import Summary
-from scrimp.steps import Normalize, whiten_input_
+from scrimp.steps import Normalize, freeze_bn_scale_, whiten_input_
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import Dataset, load_dataset
 from scrimp.train.hardware import choose_autocast, choose_device, deterministic_kernels, seeded
@@ -112,6 +112,8 @@ def _build_job(
     model = build_model(config.model, config.model_args, _facts(config, dataset))
     if config.whiten:
         _whiten(model, dataset)
+    if config.freeze_bn_scale:
+        freeze_bn_scale_(model)
     model.to(device)
     if dataset.kind == "images":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

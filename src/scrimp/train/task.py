@@ -114,7 +114,8 @@ def _refuse_image_settings(config: TrainConfig) -> None:
     if chosen:
         verb = "are" if len(chosen) > 1 else "is"
         raise ConfigError(
-            f"{', '.join(chosen)} {verb} for images, but the data is text; start from the recipe `text`, or turn them off"
+            f"{', '.join(chosen)} {verb} for images, but the data is text; "
+            "start from the recipe `text`, or turn them off"
         )
 
 
