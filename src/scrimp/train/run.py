@@ -120,7 +120,7 @@ def _build_job(
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=build_optimizer(config, model), device=device, autocast=autocast,
-        seams=seams,
+        seams=seams, data_checksum=dataset.checksum,
     )  # fmt: skip
 
 
