@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import scrimp
-from scrimp.cli.flags import overrides, parse
+from scrimp.cli.flags import apply_flags, parse
 from scrimp.cli.main import main
 from scrimp.cli.train import _parser
 from scrimp.errors import ConfigError
@@ -66,7 +66,7 @@ def check_command(words):
     if command == "train":
         namespace = parse(_parser(TrainConfig()), rest)
         recipe = find_recipe(namespace.recipe or "digits")
-        recipe.replace(**overrides(namespace, recipe))
+        apply_flags(namespace, recipe)
     elif command == "report":
         if not rest:
             raise ConfigError("scrimp report needs a run")

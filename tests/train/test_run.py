@@ -343,7 +343,7 @@ def test_errors_come_before_the_directory(
 
 def parsed(words: list[str]) -> TrainConfig:
     """What the command line makes of it."""
-    from scrimp.cli.flags import add_config_flags, overrides, parse
+    from scrimp.cli.flags import add_config_flags, apply_flags, parse
     from scrimp.cli.main import Parser
 
     parser = Parser(prog="scrimp train")
@@ -351,7 +351,7 @@ def parsed(words: list[str]) -> TrainConfig:
     add_config_flags(parser, TrainConfig())
     namespace = parse(parser, words)
     base = RECIPES[namespace.recipe or "digits"]()
-    return base.replace(**overrides(namespace, base))
+    return apply_flags(namespace, base)
 
 
 @pytest.mark.parametrize(
@@ -364,6 +364,8 @@ def parsed(words: list[str]) -> TrainConfig:
         tiny(model="mine:make", model_args={"a": "true", "b": '"quoted"', "c": "", "d": "null", "e": "[1]"}),
         RECIPES["digits"]().replace(model="resnet9"),  # the same model_args as another model's are given again
         RECIPES["digits"]().replace(model="resnet9", model_args={}),
+        RECIPES["cifar10-small"]().replace(model="resnet9"),  # whitened and the like, which another model is not
+        RECIPES["cifar10-small"]().with_model("resnet9"),
     ],
 )  # fmt: skip
 def test_the_command_repeats_the_run(config: TrainConfig) -> None:
@@ -381,3 +383,7 @@ def test_the_command_of_an_own_config_starts_from_the_default_recipe() -> None:
 def test_the_command_is_short() -> None:
     assert command_line(RECIPES["digits"]()) == "scrimp train digits"
     assert command_line(RECIPES["text"]().replace(seed=1)) == "scrimp train text --seed 1"
+    own = RECIPES["cifar10-small"]().with_model("mine:make")
+    assert command_line(own) == "scrimp train cifar10-small --model mine:make"
+    assert not own.whiten
+    assert own.model_args == {}

@@ -16,7 +16,7 @@ import torch.distributed
 from scrimp._core.ranks import is_main
 from scrimp.cli.allocator import keep_large_blocks
 from scrimp.cli.display import open_display
-from scrimp.cli.flags import add_config_flags, overrides, parse
+from scrimp.cli.flags import add_config_flags, apply_flags, parse
 from scrimp.cli.main import EXIT_DONE, EXIT_INTERRUPTED, Parser
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
@@ -61,12 +61,12 @@ def _configure(namespace: argparse.Namespace) -> tuple[TrainConfig, Path | None]
     """The configuration and directory: the recipe with the flags given, or that of the run which is resumed."""
     if not namespace.resume:
         recipe = find_recipe(namespace.recipe or _DEFAULT_RECIPE)
-        return recipe.replace(**overrides(namespace, recipe)), namespace.out
+        return apply_flags(namespace, recipe), namespace.out
     out = namespace.out or newest_unfinished(namespace.recipe or _DEFAULT_RECIPE)
     stored = read_config(out)
     if namespace.recipe not in (None, stored.recipe):
         raise ConfigError(f"{out} holds a run of {stored.recipe!r}, not of {namespace.recipe!r}; leave the recipe out")
-    return stored.replace(**overrides(namespace, stored)), out
+    return apply_flags(namespace, stored), out
 
 
 def _parser(defaults: TrainConfig) -> Parser:

@@ -50,6 +50,7 @@ class TrainConfig:
 
     whiten: bool = _setting(False, "images: whiten patches by the first convolution, which is then frozen", "model")
     freeze_bn_scale: bool = _setting(False, "fix the scale of batch norms at 1", "model")
+    bias_scale: float = _setting(1.0, "factor on the learning rate of batch-norm biases", "model")
 
     num_epochs: float = _setting(10.0, "epochs; may be fractional", "optimization")
     batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
@@ -64,7 +65,6 @@ class TrainConfig:
     momentum: float = _setting(0.9, "momentum of SGD, or beta1 of AdamW", "optimization")
     beta2: float = _setting(0.95, "beta2 of AdamW", "optimization")
     weight_decay: float = _setting(5e-4, "weight decay of weights (not of biases and norms)", "optimization")
-    bias_scale: float = _setting(1.0, "factor on the learning rate of batch-norm biases", "optimization")
     label_smoothing: float = _setting(0.0, "images: probability spread over all classes", "optimization")
     clip_norm: float | None = _setting(None, "clip the gradient to this norm; none for no clipping", "optimization")
 
@@ -120,6 +120,15 @@ class TrainConfig:
             if name not in known:
                 raise ConfigError(f"no setting is called {name!r}{nearest(name, known)}")
         return dataclasses.replace(self, **changes)
+
+    def with_model(self, model: str) -> "TrainConfig":
+        """A copy for ``model``; another one than the present starts without the settings that belong to a model."""
+        if model == self.model:
+            return self
+        plain = {
+            f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(self) if f.metadata["group"] == "model"
+        }
+        return self.replace(**{**plain, "model": model})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
