@@ -21,6 +21,7 @@ from scrimp.cli.main import EXIT_DONE, EXIT_INTERRUPTED, Parser
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
+from scrimp.train.parallel import local_rank
 from scrimp.train.recipes import RECIPES, find_recipe
 from scrimp.train.run import Started, run
 from scrimp.train.run_dir import newest_unfinished, read_config
@@ -111,6 +112,8 @@ def _processes(config: TrainConfig) -> Iterator[None]:
         yield
         return
     on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        torch.cuda.set_device(local_rank())
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
     try:
         yield

@@ -59,7 +59,7 @@ class Journal:
         self.sample_visits += num_samples
         config = self.job.config
         read: dict[str, float] = {}
-        if self.step % config.log_every == 0:
+        if finished or self.step % config.log_every == 0:
             read = self._log_step()
         evaluation = None
         if finished or _due(config.evaluate_every, before, epoch):

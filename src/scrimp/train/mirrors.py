@@ -1,5 +1,6 @@
 """Metrics in other tools too: the run's record, mirrored to TensorBoard and Weights & Biases when asked."""
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,10 +78,9 @@ class WandbMirror:
 
 def _import_tensorboard() -> Any:
     try:
-        from torch.utils import tensorboard  # noqa: PLC0415
+        return importlib.import_module("torch.utils.tensorboard")
     except ImportError as error:
         raise MissingDependencyError('--tensorboard needs TensorBoard: pip install "scrimp[tensorboard]"') from error
-    return tensorboard
 
 
 def _import_wandb() -> Any:

@@ -24,7 +24,7 @@ from scrimp.train.mirrors import open_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import summarize, write_model
-from scrimp.train.parallel import from_all_ranks
+from scrimp.train.parallel import from_all_ranks, local_rank
 from scrimp.train.run_dir import choose_run_dir
 from scrimp.train.task import Task, build_loaders
 
@@ -71,7 +71,7 @@ def run(
     Raises: ConfigError, DataError, RunExistsError (``out`` holds another run), CheckpointNotFoundError (nothing to
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
-    device = choose_device(config.device, local_rank=rank())
+    device = choose_device(config.device, local_rank=local_rank())
     autocast = choose_autocast(config.precision, device)
     dataset = _load_once(config.data, on_data)
     with ExitStack() as settings:
