@@ -48,7 +48,7 @@ def test_digits_reaches_its_accuracy_and_leaves_everything(tmp_path: Path) -> No
 def test_a_run_killed_anywhere_resumes_bit_for_bit(uninterrupted: Path, tmp_path: Path, seed: int) -> None:
     words = [*QUICK, "--num-epochs", "2.5", "--checkpoint-every", "0.3", "--out", "killed"]
     checkpoints = ExactCheckpoints(tmp_path / "killed" / "checkpoints")
-    wait_for = random.Random(seed).choice([1, 2, 4, 6])
+    wait_for = random.Random(seed).choice([1, 2, 3, 4])
     process = subprocess.Popen([*SCRIMP, *words], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     seen: set[int] = set()
@@ -58,7 +58,7 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(uninterrupted: Path, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert seen, "the run ended before its first checkpoint"
-    assert not (tmp_path / "killed" / "summary.json").exists() or len(seen) >= 6
+    assert not (tmp_path / "killed" / "summary.json").exists(), "the run ended before it was killed"
 
     resumed = scrimp("train", "--resume", "--out", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -103,6 +103,74 @@ def test_ctrl_c_saves_says_how_to_resume_and_the_run_goes_on_bit_for_bit(tmp_pat
     whole = scrimp(*words, "--out", "whole", cwd=tmp_path)
     assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_a_closed_output_does_not_stop_training(tmp_path: Path) -> None:
+    command = " ".join([*SCRIMP, *QUICK, "--num-epochs", "4", "--evaluate-every", "0.5", "--out", "r"])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "summary.json").exists()
+
+
+def test_a_terminal_without_utf_8_gets_escapes(tmp_path: Path) -> None:
+    done = scrimp(*QUICK, "--num-epochs", "0.1", "--out", "\u00fc b", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "\u00fc b" / "summary.json").exists()
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    words = [*QUICK, "--num-epochs", "60", "--checkpoint-every", "0.2", "--out", "r"]
+    first = subprocess.Popen([*SCRIMP, *words], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    while not ExactCheckpoints(tmp_path / "r" / "checkpoints").steps():
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = scrimp("train", "--resume", "--out", "r", cwd=tmp_path)
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert "another process is training in r" in second.stderr
+    assert not (tmp_path / "r" / "summary.json").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "r"
+    assert main([*QUICK, "--num-epochs", "0.05", "--learning-rate", "1e38", "--out", str(run_dir)]) == 1
+    err = capsys.readouterr().err
+    assert "test loss is nan" in err or "NaN or infinite" in err
+    assert ExactCheckpoints(run_dir / "checkpoints").steps() == []
+
+
+def test_resume_takes_the_newest_unfinished_run_of_any_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "poem.txt").write_text("to be or not to be, that is the question. " * 200)
+    words = [
+        "train",
+        "text",
+        "--data",
+        "poem.txt",
+        "--context-length",
+        "16",
+        "--batch-size",
+        "8",
+        "--num-epochs",
+        "0.5",
+    ]
+    words += ["--model-args", "depth=1", "width=32", "num_heads=2"]
+    assert main(words) == 0
+    (tmp_path / "runs" / "text-001" / "summary.json").unlink()
+    (tmp_path / "runs" / "digits-001").mkdir()
+    (tmp_path / "runs" / "digits-001" / "config.json").write_text("{damaged")
+    assert main(["train", "--resume"]) == 0
+    assert (tmp_path / "runs" / "text-001" / "summary.json").exists()
+    capsys.readouterr()
+    assert main(["train", "--resume"]) == 2
+    assert "no unfinished run" in capsys.readouterr().err
 
 
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
@@ -245,6 +313,6 @@ def test_help_needs_no_data_and_shows_the_recipe(capsys: pytest.CaptureFixture[s
     assert "scrimp COMMAND" in capsys.readouterr().out
     assert main(["train", "cifar10-small", "--help"]) == 0
     shown = capsys.readouterr().out
-    for text in ("--learning-rate", "recipes:", "fashion-mnist", "(default: 512)", "examples:"):
+    for text in ("--learning-rate", "recipes:", "fashion-mnist", "(default: 256)", "examples:"):
         assert text in shown
     assert main(["--version"]) == 0

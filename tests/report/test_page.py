@@ -113,6 +113,17 @@ def test_whatever_a_record_holds_is_text_on_the_page(tmp_path):
     assert html.unescape(page).count(evil) >= 12
 
 
+def test_control_characters_are_shown_as_pictures(tmp_path):
+    raw = "a\0b\x1b[31mc\x7f\x85\td\r\ne\rf\ud800"
+    with RunWriter(tmp_path) as writer:
+        writer.write_config(CONFIG | {"note": raw})
+        writer.write_summary(summary(sample_text=raw, command=raw))
+    page = write_page(tmp_path).read_bytes().decode()
+    shown = "a\u2400b\u241b[31mc\u2421\ufffd\td\r\ne\u240df\ufffd"
+    assert page.count(shown) == 3
+    assert set(re.findall(r"[\x00-\x1f\x7f-\x9f]", page)) == {"\t", "\n", "\r"}
+
+
 def test_the_page_is_small_however_long_the_run(tmp_path):
     short = len(write_page(write_image_run(tmp_path / "short")).read_text())
     long = len(write_page(write_image_run(tmp_path / "long", num_epochs=300)).read_text())

@@ -157,8 +157,9 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_a_corrupt_file_is_named(run_dir, name, content):
     (run_dir / name).write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(FormatError, match=name):
+    with pytest.raises(FormatError, match=name) as caught:
         read_run(run_dir)
+    assert str(caught.value).count(str(run_dir)) == 1
 
 
 @pytest.mark.parametrize("status", [RunStatus.INTERRUPTED, RunStatus.FAILED])

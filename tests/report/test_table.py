@@ -27,7 +27,7 @@ def test_plain_text_says_everything_in_human_units():
     ("changes", "expected"),
     [
         ({"test_accuracy": None, "test_loss_nats": 1.5712}, "1.571 nats per character  2.267 bits per character"),
-        ({"sample_visits": 1_200_000}, "1,200,000  all of them: nothing was left out"),
+        ({"sample_visits": 1_200_000}, "1,200,000  as many as training on all of the data"),
         (
             {"model_packed_bytes": 100_000},
             "100.0 KB  100,000 bytes packed, 16.5x smaller than float32; 412,906 parameters",

@@ -25,7 +25,10 @@ OTHERS: dict[str, Any] = {
     "tensorboard": True, "wandb": "project", "whiten": True, "freeze_bn_scale": True,
     "bias_scale": 64.0,
 }  # fmt: skip
-FREE_ON_RESUME = {"device", "threads", "keep_checkpoints", "tensorboard", "wandb"}
+FREE_ON_RESUME = {
+    "checkpoint_every", "data", "device", "evaluate_every", "keep_checkpoints", "log_every", "tensorboard",
+    "threads", "wandb",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)

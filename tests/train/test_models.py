@@ -1,8 +1,11 @@
 """Shapes, counts, names, causality and determinism of the models, and every way in which asking for one can fail."""
 
+import pickle
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -439,6 +442,29 @@ def test_own_models_that_fail(own_module, source, function, words):
     rejects(f"{own_module(source)}:{function}", {}, DIGITS, *words)
 
 
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("(logits, logits)", ["gave tuple in training mode", "(2, 10)"]),
+        ("logits[:, :5]", ["does not fit the data in training mode", "(2, 5)", "(2, 10)"]),
+        ("logits[..., None]", ["does not fit the data in training mode", "(2, 10, 1)", "(2, 10)"]),
+        ("logits @ logits", ["does not take the data in training mode", "RuntimeError"]),
+    ],
+)
+def test_own_models_that_fail_in_training_mode_only(own_module, output, words):
+    name = own_module(
+        "class Net(nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        logits = super().forward(x.flatten(1))\n"
+        f"        return {output} if self.training else logits\n"
+    )
+    message = rejects(f"{name}:Net", {}, DIGITS, *words)
+    assert "in training mode" not in rejects("airbench", {}, DIGITS)
+    assert message.count("in training mode") == 1
+
+
 def test_own_models_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rejects("nowhere_to_be_found:make", {}, DIGITS, "no module 'nowhere_to_be_found'", str(tmp_path))
@@ -458,3 +484,57 @@ def test_the_check_leaves_the_model_as_it_was():
     assert [module.training for module in model.modules()] == modes
     assert False in modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Restless(nn.Module):
+    """Changes in a forward whatever can be changed: tensors in place, tensors by assignment, and random generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 32)
+        self.norm = nn.BatchNorm2d(10)  # of maps of 1x1
+        self.register_buffer("count", torch.tensor([0, 1]))
+        self.register_buffer("scale", torch.ones(1).expand(10))  # its elements share memory
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.count = self.count + random.randrange(1, 10)
+        np.random.random()  # noqa: NPY002 - the global generator on purpose
+        with torch.no_grad():
+            self.conv.weight.neg_()
+        return nn.functional.dropout(self.norm(self.conv(images)).flatten(1), training=self.training) * self.scale
+
+
+def bits_of(model: nn.Module) -> list[tuple[int, str, bytes]]:
+    return [
+        (id(tensor), name, tensor.detach().numpy().tobytes())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    ]
+
+
+def test_the_check_restores_every_bit_and_every_global_generator():
+    model = Restless()
+    with torch.no_grad():
+        model.conv.weight[0] = 0.0  # which becomes -0.0
+        model.conv.weight[1, 0, 0, 0] = torch.nan
+    python, numpy = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    before, torch_state = bits_of(model), torch.get_rng_state()
+    check_model(model, CIFAR)
+    assert bits_of(model) == before
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python
+    assert pickle.dumps(np.random.get_state()) == numpy  # noqa: NPY002
+    assert model.norm.num_batches_tracked == 0
+    model(CIFAR.example_input(2))
+    changed = {new[1] for old, new in zip(before, bits_of(model), strict=True) if old != new}
+    assert changed == {"conv.weight", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "count"}
+
+
+def test_a_model_of_lazy_layers_keeps_the_weights_that_its_first_forward_draws():
+    torch.default_generator.manual_seed(3)
+    checked = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 10))
+    check_model(checked, DIGITS)
+    torch.default_generator.manual_seed(3)
+    plain = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 10)).eval()
+    plain(DIGITS.example_input(2))
+    expected = plain.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in checked.state_dict().items())

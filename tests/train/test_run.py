@@ -387,3 +387,35 @@ def test_the_command_is_short() -> None:
     assert command_line(own) == "scrimp train cifar10-small --model mine:make"
     assert not own.whiten
     assert own.model_args == {}
+
+
+# the trained model
+
+
+def test_a_run_can_be_loaded_and_used(tmp_path: Path) -> None:
+    from scrimp.train import load_run
+    from scrimp.train.data import load_dataset
+
+    done = run(tiny(num_epochs=1), out=tmp_path / "run")
+    trained = load_run(done.run_dir)
+    data = load_dataset("digits")
+    assert data.test.targets is not None
+    with torch.no_grad():
+        outputs = trained.model(trained.prepare(data.test.inputs))
+    assert done.summary is not None
+    accuracy = (outputs.argmax(dim=1) == data.test.targets).double().mean().item()
+    assert accuracy == pytest.approx(done.summary.test_accuracy, abs=1e-9)
+    assert trained.classes == data.classes
+    assert not trained.model.training
+
+
+def test_only_a_finished_run_can_be_loaded(tmp_path: Path) -> None:
+    from scrimp.errors import DataNotFoundError, FormatError
+    from scrimp.train import load_run
+
+    run_until(tiny(num_epochs=1), tmp_path / "run", 3)
+    with pytest.raises(DataNotFoundError, match="has not finished"):
+        load_run(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(FormatError, match="damaged"):
+        load_run(tmp_path / "run")

@@ -75,6 +75,10 @@ def param_groups(
     Raises: ConfigError - a learning rate that is not positive, a negative weight decay, an unknown or contradictory
         option, no trainable parameter. Warns: NoEffectWarning - a rule decided for no parameter.
     """
+    for given in list[object](rules):
+        if not isinstance(given, Rule):
+            hint = "; call it: it is the function that makes one" if callable(given) else ""
+            raise ConfigError(f"param_groups: {given!r} is not a rule{hint}")
     base = _resolve({}, {"lr": lr, "weight_decay": weight_decay, **defaults}, "param_groups()")
     matched: list[list[tuple[str, nn.Parameter, Options]]] = [[] for _ in range(len(rules) + 1)]
     for name, parameter in model.named_parameters():

@@ -1,8 +1,10 @@
 """What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere, nothing on other ranks."""
 
+import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -42,16 +44,16 @@ class Display(Protocol):
 @contextmanager
 def open_display(config: TrainConfig) -> Iterator[Display]:
     """The display that fits standard output; a bar is taken away when the block is left."""
-    if not is_main():
+    if not is_main() or sys.stdout is None or sys.stdout.closed:
         yield _Silent()
     elif sys.stdout.isatty():
         bar = _Bar(config)
         try:
-            yield bar
+            yield _Guarded(bar)
         finally:
             bar.close()
     else:
-        yield _Lines(config)
+        yield _Guarded(_Lines(config))
 
 
 def start_line(started: Started) -> str:
@@ -63,7 +65,8 @@ def start_line(started: Started) -> str:
         f"{config.model} ({started.num_parameters:,} parameters) on {job.device}, {precision}, into {started.run_dir}",
     ]
     if started.resumed_step is not None:
-        lines.append(f"resuming after step {started.resumed_step:,}")
+        step = started.resumed_step
+        lines.append(f"resuming after step {step:,}" if step else "nothing was saved yet: starting anew")
     return "\n".join(lines)
 
 
@@ -79,9 +82,37 @@ def _end_lines(ended: Run) -> list[str]:
     if ended.status is RunStatus.INTERRUPTED:
         return [
             f"interrupted after step {ended.step:,}; everything up to it is saved",
-            f"continue with: scrimp train --resume --out {ended.run_dir}",
+            f"continue with: scrimp train --resume --out {shlex.quote(str(ended.run_dir))}",
         ]
+    if ended.was_finished:
+        return [f"this run had finished already: {ended.run_dir / 'report.html'}"]
     return [f"page: {ended.run_dir / 'report.html'}", f"model: {ended.run_dir / 'model.safetensors'}"]
+
+
+class _Guarded:
+    """Goes silent when standard output is gone (``scrimp train | head``): training is worth more than its display."""
+
+    def __init__(self, display: Display) -> None:
+        self._display: Display = display
+
+    def on_data(self, done: int, total: int, what: str) -> None:
+        self._show(lambda display: display.on_data(done, total, what))
+
+    def on_start(self, started: Started) -> None:
+        self._show(lambda display: display.on_start(started))
+
+    def on_step(self, info: StepInfo) -> None:
+        self._show(lambda display: display.on_step(info))
+
+    def on_end(self, ended: Run) -> None:
+        self._show(lambda display: display.on_end(ended))
+
+    def _show(self, call: Callable[[Display], None]) -> None:
+        try:
+            call(self._display)
+        except OSError:
+            self._display = _Silent()
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
 
 
 class _Silent:
@@ -124,7 +155,7 @@ class _Lines:
             parts.append(_evaluation_text(info))
         trained = info.epoch - self._first_epoch
         if trained > 0:
-            left = (now - self._started) * (self._num_epochs - info.epoch) / trained
+            left = (now - self._started) * max(0.0, self._num_epochs - info.epoch) / trained
             parts.append(f"{left:.0f} s left")
         print(", ".join(parts), flush=True)
 

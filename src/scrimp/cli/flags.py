@@ -24,8 +24,9 @@ def add_config_flags(parser: argparse.ArgumentParser, defaults: TrainConfig) -> 
         options = _options(types[setting.name])
         default = _shown(getattr(defaults, setting.name))
         help_text = f"{setting.metadata['help']} (default: {default})".replace("%", "%%")
+        names = [f"--{setting.name.replace('_', '-')}", *filter(None, [setting.metadata.get("short")])]
         groups[title].add_argument(
-            f"--{setting.name.replace('_', '-')}",
+            *names,
             dest=setting.name,
             default=argparse.SUPPRESS,
             help=help_text,
@@ -65,7 +66,7 @@ def _options(expected: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"choices": list(get_args(expected)), "metavar": "|".join(get_args(expected))}
     if origin is dict:
-        return {"action": "append", "metavar": "NAME=VALUE"}
+        return {"action": "extend", "nargs": "+", "metavar": "NAME=VALUE"}
     if origin is not None:  # X | None
         (inner,) = (option for option in get_args(expected) if option is not type(None))
         return {"type": _or_none(inner), "metavar": _METAVARS[inner]}

@@ -1,6 +1,8 @@
 """``scrimp COMMAND``: finds the command, and turns every error that we know into one sentence and an exit code."""
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +13,6 @@ from scrimp.errors import (
     DataError,
     FormatError,
     MissingDependencyError,
-    NonFiniteLossError,
     RunExistsError,
     ScrimpError,
 )
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (words[0], words[1:]) if words else ("--help", [])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name must not fail on a terminal that cannot show it
     try:
         if command in ("-h", "--help", "help"):
             print(_HELP, end="")
@@ -53,17 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_DONE
         return _run(command, rest)
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing was saved after the last checkpoint", file=sys.stderr)
+        _complain("interrupted; nothing was saved after the last checkpoint")
         return EXIT_INTERRUPTED
     except _BAD_INPUT as error:
-        print(f"scrimp: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return EXIT_BAD_INPUT
-    except NonFiniteLossError as error:
-        print(f"scrimp: error: {error}", file=sys.stderr)
+    except OSError as error:
+        _complain(f"error: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}")
         return EXIT_FAILED
-    except (ScrimpError, OSError) as error:
-        print(f"scrimp: error: {error}", file=sys.stderr)
+    except ScrimpError as error:
+        _complain(f"error: {error}")
         return EXIT_FAILED
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, of the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"scrimp: {text}", file=sys.stderr)
 
 
 def _run(command: str, rest: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,20 +41,28 @@ def train_command(words: Sequence[str]) -> int:
     sys.path.insert(0, os.getcwd())  # so that --model finds a module beside the user  # noqa: PTH109
     keep_large_blocks()
     with _processes(config), _Stop() as stop, open_display(config) as display:
+        started_in: list[Path] = []
 
         def begin(started: Started) -> None:
+            started_in.append(started.run_dir)
             stop.arm()
             display.on_start(started)
 
-        ended = run(
-            config,
-            out=out,
-            resume=namespace.resume,
-            on_data=display.on_data,
-            on_start=begin,
-            on_step=display.on_step,
-            should_stop=stop.asked,
-        )
+        try:
+            ended = run(
+                config,
+                out=out,
+                resume=namespace.resume,
+                on_data=display.on_data,
+                on_start=begin,
+                on_step=display.on_step,
+                should_stop=stop.asked,
+            )
+        except OSError:
+            if started_in and is_main():
+                print("what was saved before is intact; once the cause is mended, go on with", file=sys.stderr)
+                print(f"scrimp train --resume --out {shlex.quote(str(started_in[0]))}", file=sys.stderr)
+            raise
         display.on_end(ended)
     return EXIT_INTERRUPTED if ended.status is RunStatus.INTERRUPTED else EXIT_DONE
 
@@ -63,7 +72,7 @@ def _configure(namespace: argparse.Namespace) -> tuple[TrainConfig, Path | None]
     if not namespace.resume:
         recipe = find_recipe(namespace.recipe or _DEFAULT_RECIPE)
         return apply_flags(namespace, recipe), namespace.out
-    out = namespace.out or newest_unfinished(namespace.recipe or _DEFAULT_RECIPE)
+    out = namespace.out or newest_unfinished(namespace.recipe)
     stored = read_config(out)
     if namespace.recipe not in (None, stored.recipe):
         raise ConfigError(f"{out} holds a run of {stored.recipe!r}, not of {namespace.recipe!r}; leave the recipe out")
@@ -92,7 +101,7 @@ def _parser(defaults: TrainConfig) -> Parser:
     run_group = parser.add_argument_group("where")
     run_group.add_argument("--out", type=Path, metavar="DIR", help="directory of the run (default: runs/RECIPE-NNN)")
     run_group.add_argument(
-        "--resume", action="store_true", help="go on with the interrupted run in --out, or with the recipe's newest"
+        "--resume", action="store_true", help="go on with the interrupted run in --out, or with the newest one"
     )
     run_group.add_argument(
         "-h", "--help", action="store_true", help="show this; `scrimp train RECIPE --help` shows that recipe's settings"

@@ -61,7 +61,11 @@ def _results(accuracy: float | None, loss_nats: float | None) -> tuple[Fact, ...
 def _visits(summary: Summary) -> Fact:
     visits, full = summary.sample_visits, summary.sample_visits_full
     share = f" ({format_percent(visits / full, digits=1)})" if full and visits != full else ""
-    note = "all of them: nothing was left out" if visits == full else f"of {format_count(full)} in full training{share}"
+    note = (
+        "as many as training on all of the data"
+        if visits == full
+        else f"of {format_count(full)} in full training{share}"
+    )
     return Fact("samples visited", format_count(visits), note)
 
 

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import importlib.util
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +14,14 @@ from scrimp.report.record import RunRecord, RunStatus, read_run
 from scrimp.report.sections import SECTIONS
 
 PAGE_NAME = "report.html"
+
+_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]|\r(?!\n)")
+
+
+def require_page_libraries() -> None:
+    """Raise MissingDependencyError now, rather than after hours of training, if the page could not be written."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingDependencyError('the page needs jinja2, which is not installed: pip install "scrimp[train]"')
 
 
 def write_page(run_dir: Path | str) -> Path:
@@ -31,6 +41,8 @@ def write_page(run_dir: Path | str) -> Path:
 def render_page(record: RunRecord) -> str:
     """The page as text. Every value of the record is escaped; the page can load nothing and run no script but its own.
 
+    Control characters, as a text sample may hold, appear as their pictures (U+2400 and on), or as U+FFFD without one.
+
     Raises: MissingDependencyError - jinja2 is not installed.
     """
     try:
@@ -46,7 +58,7 @@ def render_page(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         title=_setting(record, "recipe"),
         subtitle=[part for part in _subtitle(record) if part],
         status=record.status.value,
@@ -57,6 +69,7 @@ def render_page(record: RunRecord) -> str:
         script=_Trusted(_resource("page.js")),
         script_digest=_digest(_resource("page.js")),
     )
+    return _UNSHOWABLE.sub(_picture, page)
 
 
 class _Trusted(str):
@@ -75,6 +88,12 @@ def _resource(name: str) -> str:
 def _digest(script: str) -> str:
     """The hash by which the page's security policy allows this script and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _picture(match: re.Match[str]) -> str:
+    """What is shown in place of a control character."""
+    code = ord(match.group())
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def _setting(record: RunRecord, key: str) -> str:

@@ -187,8 +187,9 @@ def read_run(run_dir: Path | str) -> RunRecord:
     raw_lines = metrics_path.read_bytes().splitlines(keepends=True) if metrics_path.exists() else []
     summary = None
     if summary_path.exists():
+        values = _read_object(summary_path)
         try:
-            summary = Summary.from_dict(_read_object(summary_path))
+            summary = Summary.from_dict(values)
         except FormatError as error:
             raise FormatError(f"{summary_path}: {error}") from None
     return RunRecord(directory, config, tuple(_parse_lines(metrics_path, raw_lines)), summary)

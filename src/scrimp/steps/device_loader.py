@@ -257,6 +257,9 @@ class _EpochLayout:
 
 
 def _check_data(inputs: Tensor, targets: Tensor | None) -> None:
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if value is not None and not isinstance(value, Tensor):
+            raise DataError(f"{name} are a {type(value).__name__}; give a tensor (torch.from_numpy, torch.tensor)")
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise DataError(f"the data set has no samples: inputs are {tuple(inputs.shape)}")
     if targets is not None and (targets.ndim == 0 or targets.shape[0] != inputs.shape[0]):

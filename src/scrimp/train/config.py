@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from scrimp._core.names import nearest
 from scrimp.errors import ConfigError
 
+_FEWEST_EPOCHS = 1e-6  # between evaluations or checkpoints
+_MOST_THREADS = 4096
+
 ModelArg = int | float | bool | str
 
 
@@ -34,7 +37,9 @@ class TrainConfig:
 
     recipe: str = _setting("custom", "name of the recipe that the settings come from", "run", flag=False)
 
-    data: str = _setting("digits", "a data set's name, a path, or hf://OWNER/NAME", "data")
+    data: str = _setting(
+        "digits", "digits, fashion-mnist, cifar10, text, a path, or hf://OWNER/NAME", "data", changes_result=False
+    )
     crop_padding: int = _setting(0, "random crops from images padded by this many pixels; 0 for none", "data")
     crop_mode: Literal["reflect", "constant"] = _setting(
         "reflect", "what lies outside the image: its mirror image, or zeros", "data"
@@ -44,9 +49,11 @@ class TrainConfig:
     context_length: int = _setting(128, "text: tokens that a sample spans", "data")
 
     model: str = _setting(
-        "small-cnn", "a built-in model's name, or MODULE:FUNCTION that returns a torch module", "model"
+        "small-cnn",
+        "small-cnn, resnet9, airbench, resnet18, vit, gpt, or MODULE:FUNCTION that returns a module",
+        "model",
     )
-    model_args: dict[str, ModelArg] = _setting({}, "argument of the model, as NAME=VALUE; may be repeated", "model")
+    model_args: dict[str, ModelArg] = _setting({}, "arguments of the model, as NAME=VALUE", "model")
 
     whiten: bool = _setting(False, "images: whiten patches by the first convolution, which is then frozen", "model")
     freeze_bn_scale: bool = _setting(False, "fix the scale of batch norms at 1", "model")
@@ -56,7 +63,7 @@ class TrainConfig:
     batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
     accumulation: int = _setting(1, "parts that a batch is split into to save memory", "optimization")
     optimizer: Literal["sgd", "adamw"] = _setting("sgd", "SGD with Nesterov momentum, or AdamW", "optimization")
-    learning_rate: float = _setting(0.1, "peak learning rate", "optimization")
+    learning_rate: float = _setting(0.1, "peak learning rate", "optimization", short="--lr")
     warmup: float = _setting(0.2, "fraction of training over which the learning rate rises", "optimization")
     decay: Literal["linear", "cosine", "constant"] = _setting(
         "linear", "shape of the fall after the peak", "optimization"
@@ -76,10 +83,14 @@ class TrainConfig:
     )
     deterministic: bool = _setting(False, "only deterministic kernels (slower on CUDA)", "run")
 
-    evaluate_every: float = _setting(1.0, "epochs between evaluations; the end is always evaluated", "record")
-    checkpoint_every: float = _setting(1.0, "epochs between checkpoints; the end is always saved", "record")
+    evaluate_every: float = _setting(
+        1.0, "epochs between evaluations; the end is always evaluated", "record", changes_result=False
+    )
+    checkpoint_every: float = _setting(
+        1.0, "epochs between checkpoints; the end is always saved", "record", changes_result=False
+    )
     keep_checkpoints: int = _setting(2, "checkpoints kept on disk", "record", changes_result=False)
-    log_every: int = _setting(20, "steps between lines in metrics.jsonl", "record")
+    log_every: int = _setting(20, "steps between lines in metrics.jsonl", "record", changes_result=False)
     tensorboard: bool = _setting(
         False, "also write TensorBoard events into the run directory", "record", changes_result=False
     )
@@ -93,6 +104,9 @@ class TrainConfig:
         for name in ("num_epochs", "learning_rate", "bias_scale", "evaluate_every", "checkpoint_every"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, value, "it must be a positive number")
+        for name in ("evaluate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(value >= _FEWEST_EPOCHS, name, value, f"it must be at least {_FEWEST_EPOCHS}")
         for name in ("crop_padding", "cutout", "weight_decay", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, value, "it must not be negative")
@@ -106,7 +120,9 @@ class TrainConfig:
         if self.clip_norm is not None:
             _require(self.clip_norm > 0, "clip_norm", self.clip_norm, "it must be positive, or none")
         if self.threads is not None:
-            _require(self.threads >= 1, "threads", self.threads, "it must be at least 1, or none")
+            is_possible = 1 <= self.threads <= _MOST_THREADS
+            rule = f"it must be at least 1 and at most {_MOST_THREADS}, or none"
+            _require(is_possible, "threads", self.threads, rule)
         if self.accumulation > self.batch_size:
             raise ConfigError(
                 f"accumulation is {self.accumulation}, but a batch has only {self.batch_size} samples to split; "

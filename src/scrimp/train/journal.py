@@ -5,15 +5,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scrimp._core.ranks import is_main, rank
+import torch
+from torch import Tensor
+
+from scrimp._core.ranks import is_main, rank, world_size
 from scrimp._core.rng import capture_global_rng, restore_global_rng
 from scrimp.checkpoints import ExactCheckpoints, SaveReport
-from scrimp.errors import ConfigError
+from scrimp.errors import ConfigError, CorruptCheckpointError, NonFiniteLossError
 from scrimp.report.record import RunStatus, RunWriter, read_run
 from scrimp.train.evaluation import evaluate
 from scrimp.train.job import Job, Stateful
 from scrimp.train.metrics import RunningMetrics
-from scrimp.train.parallel import from_all_ranks
+from scrimp.train.parallel import any_rank, from_all_ranks
 from scrimp.train.timing import PhaseClock
 
 
@@ -73,11 +76,16 @@ class Journal:
             self.on_step(StepInfo(self.step, epoch, self.sample_visits, loss, accuracy, evaluation))
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless it is there already. Raises NonFiniteLossError before it."""
+        """Write a checkpoint of the present step, unless it is there already.
+
+        Raises: NonFiniteLossError - a loss, a weight or a moment is not finite; nothing is written, so that the newest
+            checkpoint is always one from which training can go on.
+        """
         if self._saved_step == self.step:
             return
         with self.clock("checkpoint"):
             self.metrics.check_finite()
+            self._check_weights_are_finite()
             rng = from_all_ranks(capture_global_rng())
             if is_main():
                 report = self.checkpoints.save(
@@ -93,7 +101,17 @@ class Journal:
 
     def restore(self) -> None:
         """Take up the newest checkpoint: model, optimizer, order of samples, random state, counts, clock."""
-        state = self.checkpoints.restore(model=self.job.model, optimizer=self.job.optimizer)
+        try:
+            state = self.checkpoints.restore(model=self.job.model, optimizer=self.job.optimizer)
+        except CorruptCheckpointError as error:
+            older = self.checkpoints.steps()[:-1]
+            then = f"go on from step {older[-1]}" if older else "start the run anew"
+            raise CorruptCheckpointError(f"{error}. Delete that file to {then}") from error
+        if state["world_size"] != world_size():
+            raise ConfigError(
+                f"the run was started on {state['world_size']} processes and would go on with {world_size()}; resume "
+                f"it on as many: torchrun --nproc-per-node {state['world_size']} -m scrimp train --resume ..."
+            )
         if state["data_checksum"] != self.job.data_checksum:
             raise ConfigError(
                 f"the data {self.job.config.data!r} is not what the run was started with (its checksum is another); "
@@ -112,8 +130,7 @@ class Journal:
             if not any(line["step"] == self.step for line in lines):  # killed between saving and noting it
                 self._write_saved(self.checkpoints.stored(self.step))
         self.note(f"resumed from the checkpoint of step {self.step}")
-        if rank() < len(state["rng"]):  # a process that was not there before starts with fresh random numbers
-            restore_global_rng(state["rng"][rank()])
+        restore_global_rng(state["rng"][rank()])
 
     def _state(self, rng: list[Any]) -> dict[str, Any]:
         return {
@@ -122,8 +139,23 @@ class Journal:
             "log_visits": self._at_log[0], "log_seconds": self._at_log[1],
             "epoch_visits": self._at_epoch[0], "epoch_seconds": self._at_epoch[1],
             "stateful": {name: item.state_dict() for name, item in self._stateful().items()},
-            "rng": rng,
+            "rng": rng, "world_size": world_size(),
         }  # fmt: skip
+
+    def _check_weights_are_finite(self) -> None:
+        named: dict[str, Tensor] = dict(self.job.model.named_parameters())
+        names = {tensor: name for name, tensor in named.items()}
+        for parameter, slots in self.job.optimizer.state.items():
+            moments = {slot: value for slot, value in slots.items() if isinstance(value, Tensor)}
+            named.update({f"{slot} of {names.get(parameter, '?')}": value for slot, value in moments.items()})
+        floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+        finite = torch.stack([torch.isfinite(tensor).all().to(self.job.device) for tensor in floating.values()])
+        if any_rank(not bool(finite.all()), self.job.device):
+            bad = [name for name, is_finite in zip(floating, finite.tolist(), strict=True) if not is_finite]
+            raise NonFiniteLossError(
+                f"{bad[0] if bad else 'a weight on another process'} became NaN or infinite by step {self.step}; "
+                "training was stopped; what was saved before is intact. Lower --learning-rate or set --clip-norm"
+            )
 
     def _stateful(self) -> dict[str, Stateful]:
         own: dict[str, Stateful] = {"loader": self.job.loader, "clock": self.clock, "metrics": self.metrics}
@@ -156,6 +188,11 @@ class Journal:
     def _evaluate(self) -> dict[str, float]:
         with self.clock("evaluation"):
             self.evaluation = evaluate(self.job)
+        if not math.isfinite(self.evaluation["test_loss_nats"]):
+            raise NonFiniteLossError(
+                f"the test loss is {self.evaluation['test_loss_nats']} after step {self.step}; training was "
+                "stopped; what was saved before is intact. Lower --learning-rate or set --clip-norm"
+            )
         self._write("evaluation", **self.evaluation)
         return self.evaluation
 

@@ -99,8 +99,9 @@ def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> 
             finished = epoch == last_epoch and position + 1 == num_wanted
             journal.after_step(now, batch.global_size, finished=finished)
             asked_to_stop = should_stop()
-            if num_ranks > 1:  # all ranks stop after the same step; asking at every step would slow all of them down
-                asked_to_stop = journal.step % config.log_every == 0 and any_rank(asked_to_stop, job.device)
+            if num_ranks > 1:  # all ranks stop after the same step; on CUDA asking each time would wait for the device
+                is_asking = job.device.type == "cpu" or journal.step % config.log_every == 0
+                asked_to_stop = is_asking and any_rank(asked_to_stop, job.device)
             if asked_to_stop and not finished:
                 journal.save()
                 return RunStatus.INTERRUPTED

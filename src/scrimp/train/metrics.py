@@ -53,8 +53,8 @@ class RunningMetrics:
             first_bad = float(self._values[3])
             where = f"at step {int(first_bad)}" if math.isfinite(first_bad) else "on another process"
             raise NonFiniteLossError(
-                f"the training loss became NaN or infinite {where}; training was stopped and the last checkpoint "
-                "before it was kept. Lower --learning-rate, set --clip-norm, or look at the data of that step"
+                f"the training loss became NaN or infinite {where}; training was stopped; what was saved before is "
+                "intact. Lower --learning-rate, set --clip-norm, or look at the data of that step"
             )
         return loss, correct, count
 

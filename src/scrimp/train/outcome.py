@@ -25,23 +25,31 @@ from scrimp.train.loop import epochs_begun, steps_wanted
 from scrimp.train.recipes import RECIPES
 from scrimp.train.sampling import sample_text
 
+MODEL_NAME = "model.safetensors"
 
-def write_model(model: nn.Module, path: Path) -> None:
-    """The weights under their names, for ``safetensors.torch.load_model``.
 
-    Of tied weights the file has the first name; the others are in its metadata, as that function expects them.
+def write_model(model: nn.Module, dataset: Dataset, path: Path) -> None:
+    """The weights under their names, for ``scrimp.train.load_run`` or ``safetensors.torch.load_model``.
+
+    Of tied weights the file has the first name; the others are in its metadata, as the latter expects them. The
+    metadata also holds what using the model takes: classes or vocabulary, and how images are normalised.
     """
     first_name: dict[tuple[object, ...], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     other_names: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state is in the checkpoints only
+            continue
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in first_name:
             other_names[name] = first_name[key]
         else:
             first_name[key] = name
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    metadata = {"format": "pt", "scrimp_version": scrimp.__version__, **other_names}
+    facts: dict[str, Any] = {"kind": dataset.kind, "classes": dataset.classes, "version": scrimp.__version__}
+    if dataset.kind == "images":
+        facts |= {"image_shape": dataset.image_shape, "mean": dataset.mean, "std": dataset.std}
+    metadata = {**other_names, "format": "pt", "scrimp": json.dumps(facts)}
     with atomic_write(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
 
@@ -70,16 +78,17 @@ def summarize(job: Job, dataset: Dataset, journal: Journal, run_dir: Path) -> Su
         checkpoint_raw_bytes=saved("raw_bytes"), checkpoint_stored_bytes=saved("stored_bytes"),
         peak_memory_bytes=peak_memory_bytes(),
         versions={"scrimp": scrimp.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        command=command_line(config), finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command_line(config, world_size()), finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         sample_text=sample_text(job, dataset) if dataset.kind == "text" else None,
     )  # fmt: skip
 
 
-def command_line(config: TrainConfig) -> str:
+def command_line(config: TrainConfig, num_processes: int = 1) -> str:
     """The command that repeats the run: the recipe, and what was changed in it."""
     base = RECIPES[config.recipe if config.recipe in RECIPES else "digits"]()  # the command line's default is digits
     theirs = {**base.with_model(config.model).to_dict(), "model": base.model}
-    words = ["scrimp", "train", *([config.recipe] if config.recipe in RECIPES else [])]
+    start = ["torchrun", "--nproc-per-node", str(num_processes), "-m"] if num_processes > 1 else []
+    words = [*start, "scrimp", "train", *([config.recipe] if config.recipe in RECIPES else [])]
     for name, value in config.to_dict().items():
         if name != "recipe" and value != theirs[name]:
             words += _flag(name, value)

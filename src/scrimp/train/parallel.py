@@ -1,15 +1,19 @@
 """One run on several processes: wrapping for DDP, and the few things on which ranks have to agree."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scrimp._core.ranks import all_reduce_sum_, world_size
+from scrimp._core.ranks import all_reduce_sum_, is_main, world_size
+from scrimp.errors import ScrimpError
+
+T = TypeVar("T")
 
 
 def local_rank() -> int:
@@ -43,6 +47,21 @@ def from_all_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the main rank, on every rank; an error of ours there is raised on every rank."""
+    value: T | None = None
+    error: ScrimpError | None = None
+    if is_main():
+        try:
+            value = make()
+        except ScrimpError as raised:
+            error = raised
+    value, error = from_all_ranks((value, error))[0]
+    if error is not None:
+        raise error
+    return cast("T", value)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

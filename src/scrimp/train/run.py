@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scrimp._core.ranks import barrier, is_main, rank, world_size
+from scrimp._core.ranks import is_main, rank, world_size
+from scrimp._core.state_tree import flatten_state
 from scrimp.checkpoints import ExactCheckpoints
-from scrimp.report.page import write_page
+from scrimp.errors import ScrimpError
+from scrimp.report.page import require_page_libraries, write_page
 from scrimp.report.record import RunStatus, read_run
 from scrimp.report.summary import Summary
 from scrimp.steps import Normalize, freeze_bn_scale_, whiten_input_
@@ -24,8 +26,8 @@ from scrimp.train.mirrors import open_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import summarize, write_model
-from scrimp.train.parallel import from_all_ranks, local_rank
-from scrimp.train.run_dir import choose_run_dir
+from scrimp.train.parallel import local_rank, on_main
+from scrimp.train.run_dir import choose_run_dir, locked
 from scrimp.train.task import Task, build_loaders
 
 _NUM_WHITENED = 5000  # images: more change the filters by less than a percent
@@ -39,7 +41,7 @@ class Started:
     dataset: Dataset
     job: Job
     num_parameters: int
-    resumed_step: int | None
+    resumed_step: int | None  # 0 when nothing had been saved yet
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Run:
     status: RunStatus
     step: int
     summary: Summary | None
+    was_finished: bool = False  # there was nothing left to resume
 
 
 def run(
@@ -71,6 +74,7 @@ def run(
     Raises: ConfigError, DataError, RunExistsError (``out`` holds another run), CheckpointNotFoundError (nothing to
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
+    require_page_libraries()
     device = choose_device(config.device, local_rank=local_rank())
     autocast = choose_autocast(config.precision, device)
     dataset = _load_once(config.data, on_data)
@@ -82,18 +86,19 @@ def run(
         settings.enter_context(seeded(config.seed, device))
         job = _build_job(config, dataset, device, autocast, seams or Seams())
         torch.manual_seed(config.seed + rank())  # noqa: TID251 - inside `seeded`; dropout differs between ranks
-        run_dir = from_all_ranks(str(choose_run_dir(config, out, resume=resume)) if is_main() else None)[0]
-        return _train_in(Path(run_dir), job, dataset, resume, on_start, on_step, should_stop)
+        run_dir = on_main(lambda: choose_run_dir(config, out, resume=resume))
+        if is_main():
+            settings.enter_context(locked(run_dir))
+            if out is not None:
+                choose_run_dir(config, out, resume=resume)  # again: another process may have begun there meanwhile
+        return _train_in(run_dir, job, dataset, resume, on_start, on_step, should_stop)
 
 
 def _load_once(data: str, on_data: Callable[[int, int, str], None] | None) -> Dataset:
     """The data set, decoded by the main rank alone; the others find it in the cache."""
-    if not is_main():
-        barrier()
-    dataset = load_dataset(data, progress=on_data)
-    if is_main():
-        barrier()
-    return dataset
+    loaded: list[Dataset] = []
+    on_main(lambda: loaded.append(load_dataset(data, progress=on_data)))
+    return loaded[0] if is_main() else load_dataset(data)
 
 
 def _build_job(
@@ -114,6 +119,7 @@ def _build_job(
         _whiten(model, dataset)
     if config.freeze_bn_scale:
         freeze_bn_scale_(model)
+    flatten_state(model.state_dict())  # refuses now what no checkpoint could hold
     model.to(device)
     if dataset.kind == "images":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -149,15 +155,15 @@ def _train_in(
     config = job.config
     checkpoints = ExactCheckpoints(run_dir / "checkpoints", keep_last=config.keep_checkpoints)
     if resume and (finished := read_run(run_dir).summary) is not None:
-        return Run(run_dir, RunStatus.FINISHED, finished.num_steps, finished)
+        return Run(run_dir, RunStatus.FINISHED, finished.num_steps, finished, was_finished=True)
     stored_steps = checkpoints.steps()
     # a run that was stopped before its first checkpoint starts anew
-    resumed_step = stored_steps[-1] if resume and stored_steps else None
+    resumed_step = (stored_steps[-1] if stored_steps else 0) if resume else None
     with ExitStack() as files:
         record = files.enter_context(open_mirrors(config, run_dir)) if is_main() else None
         if record is not None:
             record.write_config(config.to_dict())
-            if resume and resumed_step is None:
+            if resume and resumed_step == 0:
                 record.truncate_after(-1)
         num_parameters = sum(p.numel() for p in job.model.parameters())
         if on_start is not None:
@@ -165,11 +171,11 @@ def _train_in(
         if record is not None:
             files.callback(_write_last_page, run_dir)
         status, journal = train(
-            job, checkpoints, record, resume=resumed_step is not None, on_step=on_step, should_stop=should_stop
+            job, checkpoints, record, resume=bool(resumed_step), on_step=on_step, should_stop=should_stop
         )
         summary = None
         if record is not None and status is RunStatus.FINISHED:
-            write_model(job.model, run_dir / "model.safetensors")
+            write_model(job.model, dataset, run_dir / "model.safetensors")
             summary = summarize(job, dataset, journal, run_dir)
             record.write_summary(summary)
     return Run(run_dir, status, journal.step, summary)
@@ -177,5 +183,5 @@ def _train_in(
 
 def _write_last_page(run_dir: Path) -> None:
     """The page of a run that ended, however it ended; it must not hide the error of one that failed."""
-    with suppress(OSError):
+    with suppress(OSError, ScrimpError):
         write_page(run_dir)

@@ -1,12 +1,15 @@
 """Which directory a run goes to, so that two runs are never mixed."""
 
+import fcntl
 import itertools
+import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scrimp.errors import CheckpointNotFoundError, ConfigError, FormatError, RunExistsError
-from scrimp.report.record import CONFIG_NAME, read_run
+from scrimp.report.record import CONFIG_NAME, RunStatus, read_run
 from scrimp.train.config import TrainConfig
 
 RUNS_DIR = Path("runs")
@@ -37,16 +40,50 @@ def choose_run_dir(config: TrainConfig, out: Path | None, *, resume: bool) -> Pa
     return out
 
 
-def newest_unfinished(recipe: str) -> Path:
-    """The directory under ``runs/`` of the newest unfinished run of ``recipe``, for ``--resume`` without a name.
+def newest_unfinished(recipe: str | None = None) -> Path:
+    """The directory under ``runs/`` of the newest unfinished run, of ``recipe`` where one is given.
+
+    One that failed comes after those that were interrupted; one that is going on now, or whose record is damaged, is
+    passed over.
 
     Raises: CheckpointNotFoundError - there is none.
     """
-    runs = [path.parent for path in RUNS_DIR.glob(f"{_as_name(recipe)}-*/{CONFIG_NAME}")]
-    unfinished = [path for path in runs if read_run(path).summary is None]
-    if not unfinished:
-        raise CheckpointNotFoundError(f"no unfinished run of {recipe!r} under {RUNS_DIR}/; name one with --out DIR")
-    return max(unfinished, key=lambda path: (path / CONFIG_NAME).stat().st_mtime)
+    candidates = []
+    for path in RUNS_DIR.glob(f"*/{CONFIG_NAME}"):
+        try:
+            record = read_run(path.parent)
+            with locked(path.parent):
+                is_wanted = record.summary is None and recipe in (None, record.config.get("recipe"))
+        except (FormatError, RunExistsError):
+            continue
+        if is_wanted:
+            candidates.append((record.status is not RunStatus.FAILED, path.stat().st_mtime_ns, path.parent))
+    if not candidates:
+        of_recipe = "" if recipe is None else f" of {recipe!r}"
+        raise CheckpointNotFoundError(f"no unfinished run{of_recipe} under {RUNS_DIR}/; name one with --out DIR")
+    return max(candidates)[-1]
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold ``run_dir``, which is made if need be, against other processes that would train in it.
+
+    Raises: RunExistsError - one does. ConfigError - the directory cannot be made or read.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"cannot use {run_dir} for a run: {error.strerror} ({error.filename})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RunExistsError(
+            f"another process is training in {run_dir}; wait for it, or choose another --out"
+        ) from error
+    finally:
+        os.close(descriptor)  # which also gives the lock back, as does the end of the process
 
 
 def read_config(run_dir: Path) -> TrainConfig:
@@ -59,7 +96,12 @@ def read_config(run_dir: Path) -> TrainConfig:
 
 def _next_free(recipe: str) -> Path:
     """The first free name, made at once: of two runs that start together, one gets the next."""
-    RUNS_DIR.mkdir(exist_ok=True)
+    try:
+        RUNS_DIR.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the directory {RUNS_DIR}/: {error.strerror}; name another with --out"
+        ) from error
     for number in itertools.count(1):
         candidate = RUNS_DIR / f"{_as_name(recipe)}-{number:03d}"
         with suppress(FileExistsError):

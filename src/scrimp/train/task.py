@@ -80,6 +80,7 @@ def build_loaders(
         # cutout comes last: 0 is then the mean colour
         cutout = [Cutout(config.cutout)] if config.cutout else []
         train_transforms = [*_augmentation(config), *test_transforms, *cutout]
+        _check_augmentation(config, min(train_rows.shape[2:]))
     _check_batch_size(config, len(train_rows), world_size)
     train = DeviceLoader(
         train_rows,
@@ -116,6 +117,16 @@ def _refuse_image_settings(config: TrainConfig) -> None:
         raise ConfigError(
             f"{', '.join(chosen)} {verb} for images, but the data is text; "
             "start from the recipe `text`, or turn them off"
+        )
+
+
+def _check_augmentation(config: TrainConfig, side: int) -> None:
+    if config.cutout > side:
+        raise ConfigError(f"cutout is {config.cutout}, but an image has only {side} pixels (--cutout)")
+    if config.crop_mode == "reflect" and config.crop_padding >= side:
+        raise ConfigError(
+            f"crop_padding is {config.crop_padding}, but an image of {side} pixels can be mirrored by at most "
+            f"{side - 1} pixels; lower --crop-padding or use --crop-mode constant"
         )
 
 

@@ -67,6 +67,12 @@ def test_a_label_out_of_range_is_named(ten, load):
     refused(load, ten, "label 10", "data_batch_2.bin", "row 2", "0 to 9")
 
 
+def test_a_single_class_is_refused(ten, load):
+    for part in (1, 2):
+        (ten / f"data_batch_{part}.bin").write_bytes(records(PLANES[:4], [3] * 4))
+    refused(load, ten, str(ten), "of one class, 'cat'", "two classes are the least")
+
+
 def test_a_truncated_file_is_named(ten, load):
     (ten / "test_batch.bin").write_bytes(records(PLANES[8:], [5, 3, 5, 8])[:-1])
     refused(load, ten, "test_batch.bin", "12291 bytes", "records of 3073 bytes")

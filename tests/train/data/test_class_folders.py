@@ -61,8 +61,16 @@ def test_a_test_image_of_another_size_is_named(split, load, pixels):
 
 
 def test_a_corrupt_image_is_named(split, load):
-    (split / "train/cat/b.bmp").write_bytes(b"BM broken")
-    refused(load, split, str(split / "train/cat/b.bmp"), "cannot be decoded")
+    file = split / "train/cat/b.bmp"
+    file.write_bytes(b"BM broken")
+    refused(load, split, f"{file}: the image cannot be decoded (")
+    file.write_bytes(b"broken")
+    refused(load, split, f"{file}: the image cannot be decoded (cannot identify image file);")
+
+
+def test_a_colour_image_after_a_gray_first_one_is_named(split, load, pixels):
+    save(split / "train/cat/a.png", pixels[0][..., 0])
+    refused(load, split, str(split / "train/cat/b.bmp"), "'RGB'", str(split / "train/cat/a.png"), "'L'")
 
 
 def test_modes_follow_the_first_image(split, load, pixels):
@@ -92,4 +100,4 @@ def test_classes_that_only_test_has_are_named(split, load, pixels):
 
 def test_a_single_class_is_refused(tmp_path, load, pixels):
     save(tmp_path / "set/cat/a.png", pixels[0])
-    refused(load, tmp_path / "set", "one class folder only ('cat')")
+    refused(load, tmp_path / "set", str(tmp_path / "set"), "of one class, 'cat'", "two classes are the least")

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,13 +24,37 @@ def test_names_are_folders_in_the_data_folder(data_folder, load):
     assert load("mine").vocab_size == len(set("something else"))
 
 
-def test_a_path_that_exists_wins_over_a_name(data_folder, load, tmp_path, monkeypatch):
+@pytest.fixture
+def namesakes(tmp_path, monkeypatch):
+    """The current directory, with folders that are called like data sets."""
     monkeypatch.chdir(tmp_path)
-    for name in ("text", "digits"):
+    for name in ("text", "digits", "cifar10", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "other.txt").write_text("other words")
-        assert load(name).vocab_size == len(set("other words"))
-        assert load(name).name == name
+    return tmp_path
+
+
+def test_a_known_name_means_the_known_data_wherever_it_is_asked_for(data_folder, namesakes, load):
+    assert load("digits").kind == "images"
+    assert load("text").vocab_size == len(set("to be or not to be"))
+
+
+@pytest.mark.parametrize("name", ["text", "digits"])
+def test_a_folder_called_like_a_known_name_is_given_as_a_path(data_folder, namesakes, load, name):
+    for data in (f"./{name}", f"{name}/", Path(name), namesakes / name):
+        assert load(data).vocab_size == len(set("other words"))
+        assert load(data).name == name
+
+
+def test_a_path_that_exists_wins_over_another_name(data_folder, namesakes, load):
+    assert load("mine").vocab_size == len(set("other words"))
+
+
+def test_a_known_name_without_data_points_to_the_folder_of_that_name(data_folder, namesakes, load):
+    with pytest.raises(DataNotFoundError, match=r"'cifar10' was not found.*'cifar10' here is \./cifar10\)"):
+        load("cifar10")
+    with pytest.raises(DataNotFoundError, match=r"no data at 'fashion-mnist': there is no such path"):
+        load(Path("fashion-mnist"))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +72,7 @@ def test_a_known_name_without_data_says_what_to_do(load, tmp_path, monkeypatch, 
     message = str(caught.value)
     assert "--data PATH" in message
     assert "set SCRIMP_DATA" in message
+    assert " here is ./" not in message
     assert (f"--data {hub}" in message) if hub else ("hf://" not in message)
     assert (str(tmp_path) in message) == (folder == "set")
     assert isinstance(caught.value, FileNotFoundError)

@@ -29,6 +29,27 @@ def test_pixels_and_labels_are_those_of_the_files(tmp_path, load, packed, dot):
     assert dataset.source.startswith("IDX, ")
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_names_may_be_in_capitals(tmp_path, load, packed):
+    write_idx(tmp_path / "set", "train", GRAY, LABELS, packed=packed)
+    checksum = load(tmp_path / "set").checksum
+    for file in (tmp_path / "set").iterdir():
+        file.rename(file.with_name(file.name.upper()))
+    assert load(tmp_path / "set").checksum == checksum
+
+
+def test_a_plain_file_wins_over_its_gz_in_capitals(folder, load):
+    checksum = load(folder).checksum
+    for file in list(folder.iterdir()):
+        file.with_name(f"{file.name.upper()}.GZ").write_bytes(b"never read")
+    assert load(folder).checksum == checksum
+
+
+def test_a_single_class_is_refused(tmp_path, load):
+    write_idx(tmp_path / "set", "train", GRAY, np.full_like(LABELS, 7))
+    refused(load, tmp_path / "set", str(tmp_path / "set"), "of one class, '7'", "two classes are the least")
+
+
 def test_more_images_than_one_block(tmp_path, load):
     many = np.random.default_rng(1).integers(0, 256, (2500, 3, 2), dtype=np.uint8)
     labels = (np.arange(2500) % 10).astype(np.uint8)

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 
@@ -6,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from scrimp.errors import DataError
 
@@ -83,6 +85,11 @@ def test_columns_are_found_by_name_or_by_being_the_only_one(tmp_path, load, writ
     assert len(dataset.train) + len(dataset.test) == 12
 
 
+def test_the_suffix_may_be_in_capitals(tmp_path, load, write, pixels):
+    write(tmp_path / "set/TRAIN.PARQUET", pixels, LABELS)
+    assert load(tmp_path / "set/TRAIN.PARQUET").checksum == load(tmp_path / "set").checksum
+
+
 def test_without_names_classes_are_numbers(tmp_path, load, write, pixels):
     write(tmp_path / "train.parquet", pixels, LABELS, names=None)
     assert load(tmp_path / "train.parquet").classes == ("0", "1", "2")
@@ -117,17 +124,31 @@ def test_a_validation_split_serves_as_test_and_a_test_split_goes_before_it(tmp_p
     assert f"{name}-0.parquet" in caplog.text
 
 
-def test_gray_and_colour_follow_the_first_image(tmp_path, load, write, pixels):
+def test_gray_among_colours_and_grays_stored_as_colours_lose_nothing(tmp_path, load, write, encode, pixels):
     gray = pixels[..., 0]
-    write(tmp_path / "set/train.parquet", [gray[0], pixels[1], gray[2]], [0, 1, 2])
+    as_rgb, as_palette = np.stack([gray[1]] * 3, axis=-1), io.BytesIO()
+    Image.fromarray(gray[2]).convert("RGB").quantize(256).save(as_palette, "PNG")
+    assert Image.open(as_palette).mode == "P"
+    write(tmp_path / "set/train.parquet", [gray[0], as_rgb, as_palette.getvalue()], [0, 1, 2])
     write(tmp_path / "set/test.parquet", [gray[3]], [0])
     dataset = load(tmp_path / "set")
     assert dataset.image_shape == (1, 4, 5)
-    assert np.array_equal(images_of(dataset.train)[2, ..., 0], gray[2])
+    assert np.array_equal(images_of(dataset.train)[..., 0], gray[:3])
     write(tmp_path / "set/train.parquet", [pixels[1], gray[0], gray[2]], [0, 1, 2])
     colour = load(tmp_path / "set")
     assert colour.image_shape == (3, 4, 5)
     assert np.array_equal(images_of(colour.train)[1], np.stack([gray[0]] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_colour_image_after_a_gray_first_one_is_refused(tmp_path, load, write, pixels, mode):
+    stream = io.BytesIO()
+    Image.fromarray(pixels[2]).convert(mode).save(stream, "PNG")
+    write(tmp_path / "set/train-0.parquet", [*pixels[:2, ..., 0], stream.getvalue(), *pixels[3:]], LABELS)
+    refused(
+        load, tmp_path / "set", "train-0.parquet, row 2", f"mode '{mode}'", "row 0 (counting from 0)) is gray",
+        "mode 'L'", "convert the gray images to RGB, or all images to gray",
+    )  # fmt: skip
 
 
 def refused(load, path, *parts):
@@ -135,6 +156,7 @@ def refused(load, path, *parts):
         load(path)
     for part in parts:
         assert part in str(caught.value)
+    return str(caught.value)
 
 
 def test_an_image_of_another_size_is_named(tmp_path, load, write, pixels):
@@ -153,7 +175,9 @@ def test_a_test_split_of_another_size_is_named(tmp_path, load, write, pixels):
 def test_a_corrupt_image_is_named(tmp_path, load, write, encode, pixels, broken):
     bad = encode(pixels[7])[:-40] if broken == "truncated" else b"not an image"
     write(tmp_path / "set/train-0.parquet", [*pixels[:7], bad, *pixels[8:]], LABELS)
-    refused(load, tmp_path / "set", "train-0.parquet, row 7", "cannot be decoded")
+    reason = "image file is truncated" if broken == "truncated" else "(cannot identify image file);"
+    message = refused(load, tmp_path / "set", "train-0.parquet, row 7", "cannot be decoded", reason)
+    assert "object at 0x" not in message
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
@@ -199,6 +223,12 @@ def test_labels_without_names_must_run_from_zero_without_gaps(tmp_path, load, wr
     write(tmp_path / "set/train-0.parquet", pixels[:9], train, names=None)
     write(tmp_path / "set/test-0.parquet", pixels[9:], test, names=None)
     refused(load, tmp_path / "set", *parts)
+
+
+@pytest.mark.parametrize(("names", "label", "shown"), [(NAMES, 1, "'dog'"), (None, 0, "'0'"), (None, 4, "'4'")])
+def test_a_single_class_is_refused(tmp_path, load, write, pixels, names, label, shown):
+    write(tmp_path / "set/train-0.parquet", pixels, [label] * 12, names=names)
+    refused(load, tmp_path / "set", str(tmp_path / "set"), f"of one class, {shown}", "two classes are the least")
 
 
 def test_class_names_must_agree(tmp_path, load, write, pixels):

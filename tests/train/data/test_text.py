@@ -58,6 +58,12 @@ def test_a_folder_with_one_text_file(file, load):
         load(file.parent)
 
 
+def test_the_suffix_may_be_in_capitals(file, load):
+    checksum = load(file).checksum
+    loud = file.rename(file.with_name("PLAY.TXT"))
+    assert load(loud).checksum == load(loud.parent).checksum == checksum
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=2, max_size=400))
 def test_any_text_survives(tmp_path_factory, text):

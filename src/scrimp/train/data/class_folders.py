@@ -53,7 +53,7 @@ class ClassFolderSource:
 def find_class_folders(folder: Path) -> ClassFolderSource | None:
     """Class folders below ``train/`` (and ``test/`` or ``val/``), or right in the folder; None if it has no images.
 
-    Raises DataError for a class without images, a single class, and a test class that train does not have.
+    Raises DataError for a class without images, and a test class that train does not have.
     """
     below = {child.name.lower(): child for child in _folders(folder)}
     train_root = next((below[name] for name in TRAIN_NAMES if name in below), None)
@@ -61,10 +61,6 @@ def find_class_folders(folder: Path) -> ClassFolderSource | None:
     train = _classes(train_root or folder)
     if not any(files for _, files in train):
         return None
-    if len(train) == 1:
-        raise DataError(
-            f"{train_root or folder} has one class folder only ({train[0][0]!r}); two classes are the least"
-        )
     test = _classes(test_root) if test_root else ()
     if test_root and not test:
         raise DataError(f"{test_root} is empty: it must hold the same class folders as {train_root}, or be taken away")

@@ -1,4 +1,8 @@
-"""From what the user wrote to a source: a path, a name, or an address on the Hub."""
+"""From what the user wrote to a source: a name, a path, or an address on the Hub.
+
+A known name always means the known data set, so that a recipe works in any directory; a folder of that name is given as
+a path: ``./digits`` or ``digits/``. Of any other string, a path that exists wins over a folder in $SCRIMP_DATA.
+"""
 
 import difflib
 import os
@@ -24,24 +28,26 @@ _FORMS = (
 )
 
 
-def find_source(data: str) -> tuple[str, Source]:
-    """The name and the source of ``data``.
+def find_source(data: str | Path) -> tuple[str, Source]:
+    """The name and the source of ``data``; a ``Path`` is never taken for a name.
 
-    ``hf://`` addresses go to the Hub; a path that exists wins over a name; a name is a folder in $SCRIMP_DATA.
+    ``hf://`` addresses go to the Hub. ``digits`` is scikit-learn's; the other known names, and any name that is no path
+    here, are folders in $SCRIMP_DATA.
     Raises DataNotFoundError with what to do when there is nothing, DataError when what is there is no data set.
     """
-    if data.startswith(hub.PREFIX):
+    if isinstance(data, str) and data.startswith(hub.PREFIX):
         return data.removeprefix(hub.PREFIX), source_at(hub.fetch(data))
-    path = Path(data).expanduser()
-    if data and path.exists():
-        return path.resolve().name or data, source_at(path)
     if data == "digits":
-        return data, DigitsSource()
-    is_name = bool(data) and Path(data).name == data and not data.startswith(".")
+        return "digits", DigitsSource()
+    path = Path(data).expanduser()
+    if data and data not in KNOWN_NAMES and path.exists():
+        return path.resolve().name or str(data), source_at(path)
+    if isinstance(data, Path) or not data or Path(data).name != data or data.startswith("."):
+        raise DataNotFoundError(f"no data at {str(data)!r}: there is no such path")
     folder = os.environ.get("SCRIMP_DATA")
-    if is_name and folder and (Path(folder) / data).exists():
+    if folder and (Path(folder) / data).exists():
         return data, source_at(Path(folder) / data)
-    raise DataNotFoundError(_nothing_there(data, folder) if is_name else f"no data at {data!r}: there is no such path")
+    raise DataNotFoundError(_nothing_there(data, folder))
 
 
 def source_at(path: Path) -> Source:
@@ -71,8 +77,9 @@ def _nothing_there(name: str, folder: str | None) -> str:
         close = difflib.get_close_matches(name, KNOWN_NAMES, n=1)
         hint = f"did you mean {close[0]!r}? Names are" if close else "names are"
         return f"no data called {name!r}: there is no such path, and {looked}; {hint} {', '.join(KNOWN_NAMES)}"
+    from_here = f" (what is called {name!r} here is ./{name})" if Path(name).exists() else ""
     from_hub = f", or with a network --data {_ON_THE_HUB[name]}" if name in _ON_THE_HUB else ""
     return (
-        f"the data {name!r} was not found: {looked}; give its folder or file as --data PATH, or set SCRIMP_DATA to a "
-        f"folder that holds it as {name}/{from_hub}"
+        f"the data {name!r} was not found: {looked}; give its folder or file as --data PATH{from_here}, or set "
+        f"SCRIMP_DATA to a folder that holds it as {name}/{from_hub}"
     )

@@ -19,7 +19,7 @@ from scrimp.train.data.images import Block, decode_split
 from scrimp.train.data.labels import Labels, check_label_range
 from scrimp.train.data.source import Arrays, Facts, Progress, fingerprint_files
 
-_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx([13])-ubyte(\.gz)?")
+_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx([13])-ubyte(\.gz)?")  # in small letters
 _UBYTE = 0x08
 _IMAGES_PER_BLOCK = 1024
 
@@ -71,8 +71,8 @@ class IdxSource:
 def find_idx(folder: Path) -> IdxSource | None:
     """The IDX files in a folder, or None. Raises DataError when images lack their labels or the other way round."""
     found: dict[tuple[str, str], Path] = {}
-    for file in sorted(folder.iterdir(), reverse=True):  # so that a plain file wins over its .gz
-        match = _NAME.fullmatch(file.name)
+    for name, file in sorted(((file.name.lower(), file) for file in folder.iterdir()), reverse=True):
+        match = _NAME.fullmatch(name)  # the order makes a plain file win over its .gz
         if match:
             split = "train" if match[1] == "train" else "test"
             found[split, match[2]] = file
@@ -99,7 +99,7 @@ def _pair(folder: Path, found: dict[tuple[str, str], Path], split: str) -> _Pair
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[BufferedIOBase]:
     try:
-        with gzip.GzipFile(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.GzipFile(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
             yield stream
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(f"{file} cannot be read: {error}; fetch it again") from error

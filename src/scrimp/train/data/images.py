@@ -61,9 +61,12 @@ def decode_split(
 def decode_files(files: Iterable[tuple[Path | IO[bytes], str]]) -> Iterator[Block]:
     """Decode image files, each given with the words that name it in an error, into blocks of equal images.
 
-    The first image decides: all must have its size, and are converted to its mode (grayscale, one channel; or RGB).
+    The first image decides: all must have its size and its number of channels, one (grayscale) or three (RGB). What
+    loses nothing is converted: palettes to RGB, gray images among colour ones, and images of another mode that hold
+    grays only among gray ones. Transparency is left out.
     One thread, on purpose: on small images threads measured no faster (Pillow spends most of the time in Python).
-    Raises DataError naming the image that differs, cannot be decoded, or has more than 8 bits per channel.
+    Raises DataError naming the image that differs, has colours after a gray first one, cannot be decoded, or has more
+    than 8 bits per channel.
     """
     pillow = optional_module("PIL.Image", "train", "reading images")
     first = ""
@@ -74,19 +77,25 @@ def decode_files(files: Iterable[tuple[Path | IO[bytes], str]]) -> Iterator[Bloc
             with pillow.open(file) as image:
                 if not first:
                     first, mode, size = place, _mode_of(image, place), image.size
+                    first_mode = image.mode
                     block = _new_block(mode, size)
                 elif image.size != size:
                     raise DataError(
                         f"{place}: the image is {_in_words(image.size)}, but the first one ({first}) is "
                         f"{_in_words(size)}; all images must have one size"
                     )
-                elif image.mode != mode:
-                    _mode_of(image, place)
+                elif _mode_of(image, place) != mode and mode == "L" and _has_colours(image):
+                    raise DataError(
+                        f"{place}: the image has colours (mode {image.mode!r}), but the first one ({first}) is gray "
+                        f"(mode {first_mode!r}); convert the gray images to RGB, or all images to gray"
+                    )
                 pixels = np.asarray(image if image.mode == mode else image.convert(mode))
         except DataError:
             raise
         except Exception as error:  # Pillow's plugins raise many types for bad files; all of them mean the same here
-            raise DataError(f"{place}: the image cannot be decoded ({error}); replace or remove it") from error
+            shown = str(file) if isinstance(file, Path) else file
+            reason = str(error).replace(f" {shown!r}", "")  # what Pillow was given, which ``place`` says better
+            raise DataError(f"{place}: the image cannot be decoded ({reason}); replace or remove it") from error
         block[filled] = pixels.reshape(block.shape[1:])
         filled += 1
         if filled == len(block):
@@ -102,6 +111,11 @@ def _mode_of(image: "Image", place: str) -> str:
             f"{place}: the image has mode {image.mode!r}; only 8 bits per channel are read, convert it first"
         )
     return "L" if image.mode in _GRAY_MODES else "RGB"
+
+
+def _has_colours(image: "Image") -> bool:
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels != pixels[..., :1]).any())
 
 
 def _new_block(mode: str, size: tuple[int, int]) -> Block:

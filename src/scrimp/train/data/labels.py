@@ -20,15 +20,21 @@ class Labels:
         """The names of all classes, checked against the labels.
 
         Without names every label from 0 to the largest in the train split has to occur there; numbers are the names.
-        Raises DataError for an empty split, a gap, and a test label that training never sees.
+        Raises DataError for an empty split, a single class, a gap, and a test label that training never sees.
         """
         for what, labels in (("train", self.train), ("test", self.test)):
             if labels is not None and len(labels) == 0:
                 raise DataError(f"the {what} split of {location} is empty; give it rows, or take its file away")
+        present = np.unique(self.train)
+        if len(present) == 1:
+            only = int(present[0])
+            raise DataError(
+                f"all images in the train split of {location} are of one class, "
+                f"{(str(only) if self.names is None else self.names[only])!r}; two classes are the least"
+            )
         if self.names is not None:
             return self.names
-        largest = int(self.train.max())
-        present = np.unique(self.train)
+        largest = int(present[-1])
         if len(present) != largest + 1:
             missing = int(np.flatnonzero(present != np.arange(len(present)))[0])
             raise DataError(

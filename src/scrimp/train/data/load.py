@@ -25,8 +25,9 @@ def load_dataset(
     """Load a data set by name, path or ``hf://OWNER/NAME``: decoded once, then memory-mapped from the cache.
 
     Args:
-        data: a path that exists (folder or file), else a name (``KNOWN_NAMES``, or any folder in $SCRIMP_DATA), or an
-            address on the Hugging Face Hub.
+        data: one of ``KNOWN_NAMES``, else a path that exists (folder or file), else the name of a folder in
+            $SCRIMP_DATA, or an address on the Hugging Face Hub. A folder that is called like a known name is given as
+            ``./digits`` or as a ``Path``.
         cache_dir: where decoded data is kept; None for $SCRIMP_CACHE, $XDG_CACHE_HOME/scrimp or ~/.cache/scrimp.
         progress: called with (done, total, what is being done).
         holdout: fraction of each class held out as the test split of images that have none.
@@ -45,7 +46,7 @@ def load_dataset(
         raise ConfigError(f"holdout is {holdout!r}: it must lie strictly between 0 and 1")
     hold_out = HoldOut(holdout, seed)
     report = progress or _no_progress
-    name, source = find_source(str(data))
+    name, source = find_source(data)
     key = f"{source.fingerprint(report)}-{holdout}-{seed}"
     content = cached(cache_dir, key, lambda arrays: source.decode(arrays, hold_out, report))
     where = f"{source.form}, {source.location}"

@@ -75,8 +75,9 @@ def find_parquet(path: Path) -> ParquetSource | None:
     Raises DataError when the folder holds several data sets (as the Hub's "configurations" do), or no train split.
     """
     if path.is_file():
-        return ParquetSource(path, (path,), ()) if path.suffix == ".parquet" else None
-    files = sorted(file for file in path.rglob("*.parquet") if not _is_hidden(file.relative_to(path)))
+        return ParquetSource(path, (path,), ()) if path.suffix.lower() == ".parquet" else None
+    found = (file for file in path.rglob("*") if file.suffix.lower() == ".parquet")
+    files = sorted(file for file in found if not _is_hidden(file.relative_to(path)))
     if not files:
         return None
     folders = sorted({without_split(file.relative_to(path).parent) for file in files})

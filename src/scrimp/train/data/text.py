@@ -57,10 +57,13 @@ class TextSource:
 
 
 def find_text(path: Path) -> TextSource | None:
-    """A ``.txt`` file, or the only one in a folder; None if there is none. Raises DataError when there are several."""
+    """A ``.txt`` file (or ``.TXT``), or the only one in a folder; None if there is none.
+
+    Raises DataError when there are several.
+    """
     if path.is_file():
-        return TextSource(path) if path.suffix == ".txt" else None
-    files = sorted(file for file in path.glob("*.txt") if not file.name.startswith("."))
+        return TextSource(path) if path.suffix.lower() == ".txt" else None
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith("."))
     if len(files) > 1:
         raise DataError(f"{path} holds several text files ({', '.join(f.name for f in files)}); give one of them")
     return TextSource(files[0]) if files else None

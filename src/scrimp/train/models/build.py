@@ -1,18 +1,21 @@
 """From a name or ``MODULE:FUNCTION`` to a model that is known to fit the data."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from scrimp._core.names import nearest
+from scrimp._core.rng import capture_global_rng, restore_global_rng
 from scrimp.errors import ConfigError
 from scrimp.train.models.convnets import airbench, resnet9, small_cnn
 from scrimp.train.models.gpt import GPT
@@ -76,7 +79,7 @@ def build_model(spec: str, model_args: Mapping[str, ModelSetting], facts: ModelF
         ConfigError: no such model, module or function; a wrong argument; the function failed or returned something else
             than a module; the logits have another shape than the data needs.
 
-    Cost: one forward of two samples. Weights are drawn from torch's global generator, so that a seed decides them; the
+    Cost: that of ``check_model``. Weights are drawn from torch's global generator, so that a seed decides them; the
     check draws nothing.
     """
     function = _import_function(spec) if ":" in spec else _known_function(spec)
@@ -98,35 +101,68 @@ def build_model(spec: str, model_args: Mapping[str, ModelSetting], facts: ModelF
 def check_model(model: nn.Module, facts: ModelFacts, *, name: str = "") -> None:
     """Raise ConfigError unless two samples of the data's shape give logits of the shape that the data needs.
 
-    One forward in eval mode without gradients, on the model's device; training mode, global generator and buffers are
-    as before. Also refuses a model without a trainable parameter.
+    One forward in eval mode and one in training mode, without gradients, on the model's device. Parameters, buffers,
+    training mode and the global generators of torch, Python and NumPy are as before, bit for bit. Also refuses a model
+    without a trainable parameter.
+
+    Cost: two forwards of two samples; a copy of parameters and buffers for as long.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"model {name} has no parameter that can be trained.")
-    device = next(model.parameters()).device
-    example = facts.example_input(_NUM_CHECKED).to(device)
+    for is_training, where in ((False, ""), (True, " in training mode")):
+        with _left_as_it_was(model), torch.no_grad():
+            model.train(is_training)
+            _check_forward(model, facts, name, where)
+
+
+def _check_forward(model: nn.Module, facts: ModelFacts, name: str, where: str) -> None:
+    example = facts.example_input(_NUM_CHECKED).to(next(model.parameters()).device)
     expected = facts.output_shape(_NUM_CHECKED)
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = model(example)
+        logits = model(example)
     except Exception as error:
         raise ConfigError(
-            f"model {name} does not take the data: an input of shape {tuple(example.shape)} "
+            f"model {name} does not take the data{where}: an input of shape {tuple(example.shape)} "
             f"({str(example.dtype).removeprefix('torch.')}) gave {_describe(error)}; "
             f"logits of shape {expected} are needed."
         ) from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
     if not isinstance(logits, Tensor):
-        raise ConfigError(f"model {name} gave {type(logits).__name__} in place of one tensor of shape {expected}.")
+        raise ConfigError(
+            f"model {name} gave {type(logits).__name__}{where}, in place of one tensor of shape {expected}."
+        )
     if tuple(logits.shape) != expected:
         raise ConfigError(
-            f"model {name} does not fit the data: an input of shape {tuple(example.shape)} gave logits of shape "
+            f"model {name} does not fit the data{where}: an input of shape {tuple(example.shape)} gave logits of shape "
             f"{tuple(logits.shape)}, but {expected} is needed."
         )
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put back parameters, buffers, training mode and the global generators, whatever a forward does to them.
+
+    Lazy tensors keep what the first forward makes of them.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    tensors = [
+        (module, name, tensor, tensor.detach().clone())
+        for module in was_training
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if not is_lazy(tensor)
+    ]
+    random_state = capture_global_rng()
+    try:
+        yield
+    finally:
+        restore_global_rng(random_state)
+        for module, training in was_training.items():
+            module.training = training
+        for module, name, tensor, before in tensors:
+            if getattr(module, name) is not tensor:
+                setattr(module, name, tensor)
+            # a tensor whose elements share memory can be compared but not written; such a one is never contiguous
+            if tensor.is_contiguous() or not torch.equal(tensor, before):
+                tensor.detach().copy_(before)
 
 
 def _known_function(name: str) -> Callable[..., nn.Module]:
