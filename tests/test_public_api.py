@@ -19,7 +19,7 @@ NAMES = {
     ],
     "scrimp.steps": [
         "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",
-        "RandomFlip", "RandomWindow", "bias_rule", "freeze_bn_scale_", "whiten_input_",
+        "RandomFlip", "RandomWindow", "bias_rule", "freeze_bn_scale_", "pool_early_", "whiten_input_",
         "whitening_filters",
     ],
     "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],

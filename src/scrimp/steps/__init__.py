@@ -7,6 +7,7 @@ from scrimp.steps.cutout import Cutout
 from scrimp.steps.device_loader import DeviceLoader
 from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.normalize import Normalize
+from scrimp.steps.pool_early import pool_early_
 from scrimp.steps.whiten import whiten_input_, whitening_filters
 from scrimp.steps.window import RandomWindow
 
@@ -23,6 +24,7 @@ __all__ = [
     "RandomWindow",
     "bias_rule",
     "freeze_bn_scale_",
+    "pool_early_",
     "whiten_input_",
     "whitening_filters",
 ]
