@@ -18,9 +18,9 @@ NAMES = {
         "param_groups", "read_structure", "steps",
     ],
     "scrimp.steps": [
-        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",
-        "RandomFlip", "RandomWindow", "bias_rule", "freeze_bn_scale_", "pool_early_", "whiten_input_",
-        "whitening_filters",
+        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "GhostBatchNorm1d", "GhostBatchNorm2d",
+        "GhostBatchNorm3d", "Normalize", "Padding", "RandomCrop", "RandomFlip", "RandomWindow", "bias_rule",
+        "freeze_bn_scale_", "ghost_batch_norm_", "pool_early_", "whiten_input_", "whitening_filters",
     ],
     "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],
     "scrimp.report": [

@@ -6,6 +6,7 @@ from scrimp.steps.crop import Padding, RandomCrop
 from scrimp.steps.cutout import Cutout
 from scrimp.steps.device_loader import DeviceLoader
 from scrimp.steps.flip import AlternatingFlip, RandomFlip
+from scrimp.steps.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm_
 from scrimp.steps.normalize import Normalize
 from scrimp.steps.pool_early import pool_early_
 from scrimp.steps.whiten import whiten_input_, whitening_filters
@@ -17,6 +18,9 @@ __all__ = [
     "BatchTransform",
     "Cutout",
     "DeviceLoader",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "Normalize",
     "Padding",
     "RandomCrop",
@@ -24,6 +28,7 @@ __all__ = [
     "RandomWindow",
     "bias_rule",
     "freeze_bn_scale_",
+    "ghost_batch_norm_",
     "pool_early_",
     "whiten_input_",
     "whitening_filters",
