@@ -1,5 +1,7 @@
 """Fewer and cheaper steps: one file per trick, each a function or a small object for anybody's training loop."""
 
+from scrimp.steps.absorb_bn_scale import absorb_bn_scale_
+from scrimp.steps.activation import replace_activation_
 from scrimp.steps.batch import Batch, BatchTransform
 from scrimp.steps.bn_scale import bias_rule, freeze_bn_scale_
 from scrimp.steps.crop import Padding, RandomCrop
@@ -26,10 +28,12 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "RandomWindow",
+    "absorb_bn_scale_",
     "bias_rule",
     "freeze_bn_scale_",
     "ghost_batch_norm_",
     "pool_early_",
+    "replace_activation_",
     "whiten_input_",
     "whitening_filters",
 ]
