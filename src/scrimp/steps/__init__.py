@@ -11,6 +11,7 @@ from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm_
 from scrimp.steps.normalize import Normalize
 from scrimp.steps.pool_early import pool_early_
+from scrimp.steps.weight_average import WeightAverage
 from scrimp.steps.whiten import whiten_input_, whitening_filters
 from scrimp.steps.window import RandomWindow
 
@@ -28,6 +29,7 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "RandomWindow",
+    "WeightAverage",
     "absorb_bn_scale_",
     "bias_rule",
     "freeze_bn_scale_",
