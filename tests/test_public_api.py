@@ -20,8 +20,9 @@ NAMES = {
     "scrimp.steps": [
         "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "GhostBatchNorm1d", "GhostBatchNorm2d",
         "GhostBatchNorm3d", "Normalize", "Padding", "RandomCrop", "RandomFlip", "RandomWindow", "WeightAverage",
-        "absorb_bn_scale_", "bias_rule", "freeze_bn_scale_", "ghost_batch_norm_", "pool_early_", "replace_activation_",
-        "whiten_input_", "whitening_filters",
+        "absorb_bn_scale_", "bias_rule", "freeze_bn_scale_", "ghost_batch_norm_", "identity", "mirror", "pool_early_",
+        "predict_with_views", "replace_activation_", "shift", "shifted_views", "two_branch", "whiten_input_",
+        "whitening_filters",
     ],
     "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],
     "scrimp.report": [

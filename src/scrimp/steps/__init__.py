@@ -11,6 +11,8 @@ from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm_
 from scrimp.steps.normalize import Normalize
 from scrimp.steps.pool_early import pool_early_
+from scrimp.steps.two_branch import two_branch
+from scrimp.steps.views import identity, mirror, predict_with_views, shift, shifted_views
 from scrimp.steps.weight_average import WeightAverage
 from scrimp.steps.whiten import whiten_input_, whitening_filters
 from scrimp.steps.window import RandomWindow
@@ -34,8 +36,14 @@ __all__ = [
     "bias_rule",
     "freeze_bn_scale_",
     "ghost_batch_norm_",
+    "identity",
+    "mirror",
     "pool_early_",
+    "predict_with_views",
     "replace_activation_",
+    "shift",
+    "shifted_views",
+    "two_branch",
     "whiten_input_",
     "whitening_filters",
 ]
