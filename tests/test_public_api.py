@@ -18,9 +18,10 @@ NAMES = {
         "param_groups", "read_structure", "steps",
     ],
     "scrimp.steps": [
-        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "GhostBatchNorm1d", "GhostBatchNorm2d",
-        "GhostBatchNorm3d", "Normalize", "Padding", "RandomCrop", "RandomFlip", "RandomWindow", "WeightAverage",
-        "absorb_bn_scale_", "bias_rule", "freeze_bn_scale_", "ghost_batch_norm_", "identity", "mirror", "pool_early_",
+        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "EarlyFreeze", "GhostBatchNorm1d",
+        "GhostBatchNorm2d", "GhostBatchNorm3d", "Normalize", "Padding", "PiecewiseLinear", "RandomCrop", "RandomFlip",
+        "RandomWindow", "SGDSettings", "WeightAverage", "absorb_bn_scale_", "bias_rule", "decoupled_sgd",
+        "dirac_init_", "freeze_bn_scale_", "ghost_batch_norm_", "identity", "mirror", "pool_early_",
         "predict_with_views", "replace_activation_", "shift", "shifted_views", "two_branch", "whiten_input_",
         "whitening_filters",
     ],

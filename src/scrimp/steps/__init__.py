@@ -7,10 +7,13 @@ from scrimp.steps.bn_scale import bias_rule, freeze_bn_scale_
 from scrimp.steps.crop import Padding, RandomCrop
 from scrimp.steps.cutout import Cutout
 from scrimp.steps.device_loader import DeviceLoader
+from scrimp.steps.dirac import dirac_init_
+from scrimp.steps.early_freeze import EarlyFreeze
 from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm_
 from scrimp.steps.normalize import Normalize
 from scrimp.steps.pool_early import pool_early_
+from scrimp.steps.schedule import PiecewiseLinear, SGDSettings, decoupled_sgd
 from scrimp.steps.two_branch import two_branch
 from scrimp.steps.views import identity, mirror, predict_with_views, shift, shifted_views
 from scrimp.steps.weight_average import WeightAverage
@@ -23,17 +26,22 @@ __all__ = [
     "BatchTransform",
     "Cutout",
     "DeviceLoader",
+    "EarlyFreeze",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "Normalize",
     "Padding",
+    "PiecewiseLinear",
     "RandomCrop",
     "RandomFlip",
     "RandomWindow",
+    "SGDSettings",
     "WeightAverage",
     "absorb_bn_scale_",
     "bias_rule",
+    "decoupled_sgd",
+    "dirac_init_",
     "freeze_bn_scale_",
     "ghost_batch_norm_",
     "identity",
