@@ -11,6 +11,7 @@ from scrimp.steps.dirac import dirac_init_
 from scrimp.steps.early_freeze import EarlyFreeze
 from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm_
+from scrimp.steps.muon import Muon, orthogonalize, split_filters
 from scrimp.steps.normalize import Normalize
 from scrimp.steps.pool_early import pool_early_
 from scrimp.steps.schedule import PiecewiseLinear, SGDSettings, decoupled_sgd
@@ -30,6 +31,7 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "Muon",
     "Normalize",
     "Padding",
     "PiecewiseLinear",
@@ -46,11 +48,13 @@ __all__ = [
     "ghost_batch_norm_",
     "identity",
     "mirror",
+    "orthogonalize",
     "pool_early_",
     "predict_with_views",
     "replace_activation_",
     "shift",
     "shifted_views",
+    "split_filters",
     "two_branch",
     "whiten_input_",
     "whitening_filters",
