@@ -61,7 +61,7 @@ class _GhostBatchNorm(_BatchNorm):
         return done[0][0] if len(done) == 1 else torch.cat([out for out, _ in done])
 
     def _check_first_batch(self, inputs: Tensor) -> None:
-        if self._has_trained or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._has_trained:
             return
         self._has_trained = True
         if self.group_size == 1 and inputs.numel() == inputs.shape[0] * inputs.shape[1]:
