@@ -65,7 +65,8 @@ def absorb_bn_scale_(model: nn.Module, value: float = 1.0) -> Rule:
     it was: the returned rule for ``scrimp.param_groups`` says just that.
 
     So a trained bias of a norm with scale 1/4 is one that learns 16 times as fast at scale 1. With SGD (momentum,
-    Nesterov, weight decay) and s a power of two both networks give the same logits bit by bit.
+    Nesterov, weight decay) and s a power of two both networks give the same logits bit by bit. The rule is for SGD:
+    the steps of Adam do not grow with the gradient, and would want c and not c**2.
 
     Args: model - changed in place. value - the new scale.
     Returns: the rule. Called again, it warns and changes nothing.
