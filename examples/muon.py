@@ -1,4 +1,4 @@
-"""`base.py` with Muon for the kernels, AdamW for the rest, and a learning rate that falls linearly after the first epoch.
+"""`base.py` with Muon for the kernels, AdamW for the rest, and a learning rate that falls after the first epoch.
 
 One object steps both optimizers; a scheduler and a checkpoint need know no more than that.
 """

@@ -45,10 +45,18 @@ def by_chunks(norm, x):
     return torch.cat([plain(norm)(cut) for cut in cuts])
 
 
+@pytest.fixture(params=["by kernel", "pointwise"])
+def way(request, monkeypatch):
+    """Both ways: that of CPUs, and that of other devices and of compilers."""
+    if request.param == "pointwise":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    return request.param
+
+
 @pytest.mark.parametrize("batch", [4, 8, 12, 9, 11, 7])
 @pytest.mark.parametrize(("kind", "spatial"), KINDS)
 @pytest.mark.parametrize("affine", [True, False])
-def test_equals_batch_norm_of_each_group(kind, spatial, batch, affine):
+def test_equals_batch_norm_of_each_group(kind, spatial, batch, affine, way):
     norm = made(kind, affine=affine)
     x, y = inputs(batch, spatial).requires_grad_(), inputs(batch, spatial).requires_grad_()
     expected = by_chunks(norm, x)
@@ -63,7 +71,7 @@ def test_equals_batch_norm_of_each_group(kind, spatial, batch, affine):
 @pytest.mark.parametrize("batch", [8, 11])
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
 @pytest.mark.parametrize(("kind", "spatial"), KINDS)
-def test_running_statistics_are_those_of_the_whole_batch(kind, spatial, momentum, batch):
+def test_running_statistics_are_those_of_the_whole_batch(kind, spatial, momentum, batch, way):
     norm = made(kind, momentum=momentum)
     twin = plain(norm)
     for step in range(3):
@@ -76,7 +84,7 @@ def test_running_statistics_are_those_of_the_whole_batch(kind, spatial, momentum
     torch.testing.assert_close(norm.eval()(x), twin.eval()(x))
 
 
-def test_the_variance_between_groups_counts():
+def test_the_variance_between_groups_counts(way):
     """What Page's version leaves out: groups that are constant have no variance but that of their means."""
     norm = GhostBatchNorm2d(1, momentum=1.0)
     norm.group_size = 2
@@ -86,7 +94,7 @@ def test_the_variance_between_groups_counts():
 
 
 @pytest.mark.parametrize("batch", [4, 7, 3])
-def test_one_group_is_batch_norm_bit_by_bit(batch):
+def test_one_group_is_batch_norm_bit_by_bit(batch, way):
     norm = made(GhostBatchNorm2d, group_size=4, dtype=torch.float32)
     norm._has_trained = True  # no warning for the batch of 3
     twin = plain(norm)
@@ -97,7 +105,7 @@ def test_one_group_is_batch_norm_bit_by_bit(batch):
 
 @pytest.mark.parametrize("batch", [8, 10])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_keeps_memory_format_and_dtype(batch, dtype):
+def test_keeps_memory_format_and_dtype(batch, dtype, way):
     norm = made(GhostBatchNorm2d, dtype=torch.float32)
     x = inputs(batch, (3, 4), dtype)
     result = norm(x.contiguous(memory_format=torch.channels_last))
@@ -107,6 +115,22 @@ def test_keeps_memory_format_and_dtype(batch, dtype):
     assert again.is_contiguous()
     torch.testing.assert_close(again, result)
     torch.testing.assert_close(again.double(), by_chunks(made(GhostBatchNorm2d), x.double()), rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_a_model_of_half_precision(options, way):
+    """All parameters in bfloat16, no running statistics, no parameters: as BatchNorm takes them."""
+    norm = made(GhostBatchNorm2d, dtype=torch.bfloat16, **options)
+    x = inputs(11, (3, 4), torch.bfloat16)
+    result = norm(x)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), by_chunks(norm.float(), x.float()), rtol=2e-2, atol=3e-2)
+
+
+def test_without_any_state(way):
+    norm = made(GhostBatchNorm2d, affine=False, track_running_stats=False)
+    x = inputs(11, (3, 4))
+    torch.testing.assert_close(norm(x), by_chunks(norm, x))
 
 
 def test_in_place_keeps_parameters_names_and_mode():
