@@ -302,6 +302,19 @@ def test_structure_changes_follow():
         assert model(torch.zeros(1, 3, 2, 2, dtype=torch.float64)).shape == (1, 2)
 
 
+def test_structure_changes_follow_into_a_compiled_part():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0] = compiled(model[0])
+    average = WeightAverage(model)
+    left = torch.tensor([0, 3])
+    kept = {"0._orig_mod.weight": ((0, left),), "0._orig_mod.bias": ((0, left),), "1.weight": ((1, left),)}
+    scrimp.apply_structure_change(scrimp.StructureChange(kept), model=model, copies=[average])
+    assert {name: tuple(t.shape) for name, t in average.named_tensors().items()} == {
+        "0.weight": (2, 3), "0.bias": (2,), "1.weight": (2, 2), "1.bias": (2,),
+    }  # fmt: skip
+    average.update()
+
+
 def test_a_change_that_it_was_not_told_of_is_found():
     model = Net()
     average = WeightAverage(model)

@@ -11,10 +11,11 @@ from scrimp.steps.dirac import dirac_init_
 from scrimp.steps.early_freeze import EarlyFreeze
 from scrimp.steps.flip import AlternatingFlip, RandomFlip
 from scrimp.steps.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, ghost_batch_norm_
-from scrimp.steps.muon import Muon, orthogonalize, split_filters
+from scrimp.steps.muon import Muon, orthogonalize
 from scrimp.steps.normalize import Normalize
 from scrimp.steps.pool_early import pool_early_
 from scrimp.steps.schedule import PiecewiseLinear, SGDSettings, decoupled_sgd
+from scrimp.steps.split_filters import split_filters
 from scrimp.steps.two_branch import two_branch
 from scrimp.steps.views import identity, mirror, predict_with_views, shift, shifted_views
 from scrimp.steps.weight_average import WeightAverage

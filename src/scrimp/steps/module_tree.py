@@ -1,10 +1,16 @@
-"""What the tricks that change a model in place need to know of it: its modes, its slots, its graph."""
+"""What the tricks need to know of a model: its modes, its slots, its graph, its names without wrappers."""
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+T = TypeVar("T")
+
+_COMPILED = re.compile(r"(^|\.)_orig_mod(?=\.|$)")
 
 
 @contextlib.contextmanager
@@ -46,3 +52,20 @@ def trace(model: nn.Module) -> fx.Graph | None:
         for module, mode in modes:
             module.training = mode
     return graphs[1] if str(graphs[0]) == str(graphs[1]) else None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside of ``torch.compile``, DistributedDataParallel and DataParallel."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def plain_names(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+    """What is named, without the parts that ``torch.compile`` puts before the names inside of what it wraps."""
+    for name, value in named:
+        yield _COMPILED.sub("", str(name)).lstrip("."), value

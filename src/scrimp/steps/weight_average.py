@@ -1,7 +1,6 @@
 """A running average of the weights, for evaluation (EMA) or to go on from (Lookahead)."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,8 +11,7 @@ from scrimp._core.structure import StructureChange
 from scrimp._core.structure_plan import StructurePlan, named_tensors, some
 from scrimp._core.tensor_role import TensorRole, tag
 from scrimp.errors import ConfigError, FormatError, StructureError
-
-_WRAPPERS = re.compile(r"(^|\.)_orig_mod(?=\.|$)")
+from scrimp.steps.module_tree import plain_names, unwrap
 
 
 class WeightAverage:
@@ -60,14 +58,14 @@ class WeightAverage:
             raise ConfigError(f"WeightAverage: decay is {decay}; it has to be from 0 to 1")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ConfigError(f"WeightAverage: every is {every!r}; it has to be a positive number of steps")
-        self._model = _unwrap(model)
+        self._model = unwrap(model)
         self._decay, self._every, self._copy_back = decay, every, copy_back
         self._num_steps = 0
         self._swapped = False
         if not any(True for _ in self._model.parameters()):
             raise ConfigError(f"WeightAverage: {type(self._model).__name__} has no parameters to average")
         copies: dict[int, Tensor] = {}
-        tensors = _tensors(self._model)
+        tensors = dict(plain_names(named_tensors(self._model).items()))
         self._average = {name: copies.setdefault(id(t), _copy(t)) for name, t in tensors.items()}
 
     @property
@@ -130,13 +128,14 @@ class WeightAverage:
         """Slice the averages. Raises StructureError, and changes nothing, when they have not the shapes."""
         self._refuse_while_swapped("a change of structure")
         plan = StructurePlan()
-        plan.add_dict(self._average, change, "WeightAverage", names=list(self._average))
+        plain = StructureChange(dict(plain_names(change.kept.items())))
+        plan.add_dict(self._average, plain, "WeightAverage", names=list(self._average))
         plan.commit()
 
     def state_dict(self) -> dict[str, Any]:
         """The steps done and copies of the averages."""
         average = {name: tensor.detach().clone() for name, tensor in self._average.items()}
-        buffers = _strip(self._model.named_buffers(remove_duplicate=False))
+        buffers = plain_names(self._model.named_buffers(remove_duplicate=False))
         roles = {f"average/{name}": TensorRole.BUFFER for name, buffer in buffers if buffer.is_floating_point()}
         state = {"num_steps": self._num_steps, "average": average}
         return tag(state, {"average": TensorRole.WEIGHT, **roles})
@@ -153,7 +152,7 @@ class WeightAverage:
             num_steps, stored = int(state["num_steps"]), dict(state["average"])
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"this is not the state of a WeightAverage: {error!r}") from error
-        told = dict(_strip(stored.items()))
+        told = dict(plain_names(stored.items()))
         if told and all(name.startswith("module.") for name in told) and not told.keys() & self._average.keys():
             told = {name.removeprefix("module."): tensor for name, tensor in told.items()}
         if differing := sorted(told.keys() ^ self._average.keys()):
@@ -170,7 +169,7 @@ class WeightAverage:
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Each average with the model's tensor, tied ones once."""
-        tensors = _tensors(self._model)
+        tensors = dict(plain_names(named_tensors(self._model).items()))
         if differing := sorted(tensors.keys() ^ self._average.keys()):
             raise StructureError(
                 f"WeightAverage: {some(differing)} is in the model or in its average but not in both; make the average "
@@ -190,26 +189,6 @@ class WeightAverage:
             raise StructureError(
                 f"WeightAverage: {what} inside swap(), where the model holds the average; leave it first"
             )
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(_strip(named_tensors(model).items()))
-
-
-def _strip(named: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names without the part that ``torch.compile`` puts before those of the module that it wraps."""
-    for name, tensor in named:
-        yield _WRAPPERS.sub("", str(name)).lstrip("."), tensor
 
 
 def _copy(tensor: Tensor) -> Tensor:
