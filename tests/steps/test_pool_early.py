@@ -168,6 +168,26 @@ def test_what_is_used_twice_stays():
     assert isinstance(model.act2, nn.ReLU)
 
 
+class HangsTwice(nn.Module):
+    """Called once, but hanging in two places: which of them the forward pass reads is not known."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        self.alias = self.act
+
+    def forward(self, x):
+        return self.pool(self.alias(x))
+
+
+def test_what_hangs_in_two_places_stays():
+    model = HangsTwice()
+    with pytest.warns(NoEffectWarning):
+        pool_early_(model, images())
+    assert isinstance(model.act, nn.ReLU)
+    assert model.alias is model.act
+
+
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
