@@ -1,8 +1,8 @@
 """What each trick of ``scrimp.steps`` costs or saves per training step: its time beside the same step without it.
 
 ResNet-9 with pooling where Page first had it (after the activation), float32, channels_last, one batch of random
-images, forward, backward and optimizer. All variants take turns, step by step, so that a busy machine slows all of them alike;
-the time is the process's CPU time, on one thread. Says nothing about accuracy or about how many steps are needed.
+images, forward, backward and optimizer. All variants take turns, step by step, so that a busy machine slows all of them
+alike; the time is the process's CPU time, on one thread. Says nothing about accuracy or how many steps are needed.
 
     python benchmarks/steps_cost.py
     python benchmarks/steps_cost.py --width 64 --rounds 30
