@@ -111,6 +111,20 @@ def test_import_time(run_main, bench, monkeypatch):
     assert printed.startswith("import scrimp: 0.200 s beyond torch")
 
 
+def test_steps_cost(run_main):
+    num_threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    try:
+        result, printed = run_main("steps_cost", "--width", 4, "--batch-size", 64, "--rounds", 2)
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.random.set_rng_state(state)
+    ratios = result["ratio_to_plain"]
+    assert len(ratios) == 11
+    assert all(ratio["n"] == 2 and ratio["median"] > 0 for ratio in ratios.values())
+    assert ratios["two branches"]["median"] > 1.2  # twice the images
+    assert "Muon" in printed
+
+
 def test_recipes_runs_once_and_skips_what_is_done(run_main):
     words = ["recipes", "--recipes", "digits", "--seeds", 3, "--flags", "--num-epochs", 0.2, "--model-args", "width=4"]
     first, _ = run_main(*words)

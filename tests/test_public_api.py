@@ -18,9 +18,12 @@ NAMES = {
         "param_groups", "read_structure", "steps",
     ],
     "scrimp.steps": [
-        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",
-        "RandomFlip", "RandomWindow", "bias_rule", "freeze_bn_scale_", "whiten_input_",
-        "whitening_filters",
+        "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "EarlyFreeze", "GhostBatchNorm1d",
+        "GhostBatchNorm2d", "GhostBatchNorm3d", "Muon", "Normalize", "Padding", "PiecewiseLinear", "RandomCrop",
+        "RandomFlip", "RandomWindow", "SGDSettings", "WeightAverage", "absorb_bn_scale_", "bias_rule", "decoupled_sgd",
+        "dirac_init_", "freeze_bn_scale_", "ghost_batch_norm_", "identity", "mirror", "orthogonalize", "pool_early_",
+        "predict_with_views", "replace_activation_", "shift", "shifted_views", "split_filters", "two_branch",
+        "whiten_input_", "whitening_filters",
     ],
     "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],
     "scrimp.report": [

@@ -50,11 +50,41 @@ def test_sets_freezes_and_leaves_the_bias_alone() -> None:
     assert torch.equal(whiten_input_(plain, images()).weight, conv.weight[:12])
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_puts_a_convolution_in_front(has_bias: bool, stride: int) -> None:
+    first = nn.Conv2d(3, 64, 3, stride, padding=1, bias=has_bias)
+    model = nn.Sequential(nn.Sequential(first, nn.ReLU())).to(memory_format=torch.channels_last).eval()
+    rng = torch.random.get_rng_state()
+    conv = whiten_input_(model, images(), prepend=True)
+    assert torch.equal(torch.random.get_rng_state(), rng)
+    assert list(model.state_dict()) == ["0.0.whitening.weight", "0.0.mix.weight"] + ["0.0.mix.bias"] * has_bias
+    whitening, mix = model[0][0]
+    assert conv is whitening
+    assert (whitening.out_channels, whitening.stride, whitening.padding) == (27, (stride, stride), (1, 1))
+    assert torch.equal(whitening.weight, whitening_filters(images(), (3, 3)))
+    assert not whitening.weight.requires_grad
+    assert mix.weight.requires_grad
+    assert mix.weight.is_contiguous(memory_format=torch.channels_last)
+    assert 0.9 * 27**-0.5 < mix.weight.abs().max() <= 27**-0.5
+    assert not mix.training
+    assert model(images()).shape == (200, 64, 12 // stride, 12 // stride)
+    before = mix.weight.clone()
+    assert whiten_input_(model, images(), prepend=True) is whitening  # again: the same again
+    assert torch.equal(mix.weight, before)
+    assert len(model[0][0]) == 2
+
+
+def test_does_not_put_one_in_front_of_one_that_fits() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 24, 2))
+    assert whiten_input_(model, images(), prepend=True) is model[0]
+
+
 @pytest.mark.parametrize(
     ("model", "x", "error", "word"),
     [
         (nn.Linear(3, 3), images(), ConfigError, "no Conv2d"),
-        (nn.Conv2d(3, 16, 2), images(), ConfigError, "needs 12, or 24"),
+        (nn.Conv2d(3, 16, 2), images(), ConfigError, "needs 12, or 24.*prepend=True"),
         (nn.Conv2d(4, 16, 2, groups=4), images(channels=4), ConfigError, "groups"),
         (nn.Conv2d(1, 4, 2), images(), DataError, "3 channels"),
         (nn.Conv2d(3, 12, 2), images(side=1), DataError, "at least"),
@@ -67,3 +97,10 @@ def test_refuses_and_changes_nothing(model: nn.Module, x: torch.Tensor, error: t
         whiten_input_(model, x)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_bare_convolution_cannot_be_replaced() -> None:
+    with pytest.raises(ConfigError, match="put it in a Sequential"):
+        whiten_input_(nn.Conv2d(3, 16, 2), images(), prepend=True)
+    with pytest.raises(DataError, match="3 channels"):
+        whiten_input_(nn.Sequential(nn.Conv2d(1, 16, 2)), images(), prepend=True)

@@ -44,7 +44,7 @@ def bias_rule(scale: float = 64.0) -> Rule:
     """A rule for ``scrimp.param_groups``: biases of batch norms learn ``scale`` times as fast, decayed as before.
 
     Their weight decay is divided by ``scale``, so that learning rate times decay, and with it how fast a bias forgets,
-    stays as it was. 64 is Page's value.
+    stays as it was. 64 is Page's value; ``absorb_bn_scale_`` says what follows from a scale exactly.
 
     Raises: ConfigError - a scale that is not positive.
     """

@@ -1,0 +1,101 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from scrimp._core.rng import generator
+from scrimp.errors import ConfigError, FormatError
+from scrimp.steps import EarlyFreeze, Muon
+from scrimp.testing import check_stateful
+
+
+def net():
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 1))
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(number)))
+    return model
+
+
+class Training:
+    """A model that trains with a bias frozen after three steps."""
+
+    def __init__(self, kind=torch.optim.SGD, num_steps=3):
+        with torch.random.fork_rng():
+            self.model = net()
+        options = {"momentum": 0.9, "weight_decay": 0.1} if kind is torch.optim.SGD else {"weight_decay": 0.1}
+        self.optimizer = kind(self.model.parameters(), lr=0.01, **options)
+        self.freeze = EarlyFreeze(self.optimizer, [self.model[0].bias], num_steps=num_steps)
+        self.step = 0
+
+    def advance(self):
+        self.model(torch.randn(4, 1, 3, 3, generator=generator(self.step))).square().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return copy.deepcopy(dict(self.model.state_dict()))
+
+    def state_dict(self):
+        return {
+            "model": copy.deepcopy(self.model.state_dict()), "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "freeze": self.freeze.state_dict(), "step": self.step,
+        }  # fmt: skip
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.freeze.load_state_dict(state["freeze"])
+        self.step = state["step"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_learns_for_so_many_steps_and_no_more(kind):
+    run, biases, weights = Training(kind), [], []
+    for _ in range(6):
+        assert run.freeze.is_frozen == (run.step >= 3)
+        state = run.advance()
+        biases.append(state["0.bias"])
+        weights.append(state["0.weight"])
+    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(biases)]
+    assert changed == [True, True, False, False, False]
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(weights))
+    run.freeze.remove()
+    assert not torch.equal(run.advance()["0.bias"], biases[-1])
+
+
+def test_the_other_parameters_do_not_notice_until_then():
+    """Up to the freeze the run is the one without it, bit by bit."""
+    frozen, free = Training(num_steps=3), Training(num_steps=100)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(frozen.advance().values(), free.advance().values(), strict=True))
+
+
+def test_state():
+    check_stateful(Training, Training.advance, num_steps=5)
+
+
+def test_works_with_muon_and_its_auxiliary():
+    model = net()
+    sgd = torch.optim.SGD([model[0].bias, *model[2].parameters()], lr=0.1)
+    optimizer = Muon([model[0].weight], lr=0.1, auxiliary=sgd)
+    EarlyFreeze(optimizer, [model[0].bias], num_steps=0)
+    before = model[0].bias.detach().clone()
+    model(torch.ones(1, 1, 3, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model[0].bias, before)
+
+
+def test_bad_arguments_are_refused():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for parameters in ([], [None], [nn.Conv2d(1, 1, 1, bias=False).bias]):
+        with pytest.raises(ConfigError, match="no such parameter"):
+            EarlyFreeze(optimizer, parameters, num_steps=1)
+    with pytest.raises(ConfigError, match="does not hold"):
+        EarlyFreeze(optimizer, [nn.Parameter(torch.ones(1))], num_steps=1)
+    with pytest.raises(ConfigError, match="number of steps"):
+        EarlyFreeze(optimizer, [model[0].bias], num_steps=-1)
+    with pytest.raises(FormatError, match="not the state of an EarlyFreeze"):
+        EarlyFreeze(optimizer, [model[0].bias], num_steps=1).load_state_dict({})
