@@ -23,7 +23,7 @@ OTHERS: dict[str, Any] = {
     "label_smoothing": 0.25, "clip_norm": 1.5, "seed": 7, "device": "cpu", "threads": 2, "precision": "bfloat16",
     "deterministic": True, "evaluate_every": 0.5, "checkpoint_every": 2.0, "keep_checkpoints": 5, "log_every": 3,
     "tensorboard": True, "wandb": "project", "whiten": True, "freeze_bn_scale": True,
-    "bias_scale": 64.0,
+    "bias_scale": 64.0, "lookahead": True,
 }  # fmt: skip
 FREE_ON_RESUME = {
     "checkpoint_every", "data", "device", "evaluate_every", "keep_checkpoints", "log_every", "tensorboard",

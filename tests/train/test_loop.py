@@ -309,6 +309,7 @@ CONFIGS = {
         evaluate_every=0.4, checkpoint_every=0.7,
     ),
     "fraction, parts": tiny(num_epochs=1.7, accumulation=2, clip_norm=1.0, decay="cosine", checkpoint_every=10),
+    "lookahead": tiny(lookahead=True, model_args={"width": 4}, num_epochs=1.7),
     "Python's dice": tiny(model="tests.reference.models:PythonDice", log_every=7),
 }  # fmt: skip
 

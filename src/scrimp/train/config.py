@@ -72,6 +72,7 @@ class TrainConfig:
     momentum: float = _setting(0.9, "momentum of SGD, or beta1 of AdamW", "optimization")
     beta2: float = _setting(0.95, "beta2 of AdamW", "optimization")
     weight_decay: float = _setting(5e-4, "weight decay of weights (not of biases and norms)", "optimization")
+    lookahead: bool = _setting(False, "go on from a running average of the weights every 5 steps", "optimization")
     label_smoothing: float = _setting(0.0, "images: probability spread over all classes", "optimization")
     clip_norm: float | None = _setting(None, "clip the gradient to this norm; none for no clipping", "optimization")
 

@@ -35,7 +35,8 @@ def cifar10_small() -> TrainConfig:
     return TrainConfig(
         recipe="cifar10-small", data="cifar10",
         model="airbench", model_args={"width": 32}, whiten=True, freeze_bn_scale=True, bias_scale=64,
-        crop_padding=2, flip="alternating", num_epochs=16, batch_size=256, learning_rate=0.2, label_smoothing=0.2,
+        crop_padding=2, flip="alternating", num_epochs=17, batch_size=256, learning_rate=0.2, label_smoothing=0.1,
+        lookahead=True,
         evaluate_every=2, checkpoint_every=2,
     )  # fmt: skip
 

@@ -21,7 +21,8 @@ from scrimp.train.data import Dataset, load_dataset
 from scrimp.train.hardware import choose_autocast, choose_device, deterministic_kernels, seeded
 from scrimp.train.job import Job, Seams
 from scrimp.train.journal import StepInfo
-from scrimp.train.loop import train
+from scrimp.train.lookahead import with_lookahead
+from scrimp.train.loop import total_steps, train
 from scrimp.train.mirrors import open_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
@@ -119,6 +120,8 @@ def _build_job(
         _whiten(model, dataset)
     if config.freeze_bn_scale:
         freeze_bn_scale_(model)
+    if config.lookahead:
+        seams = with_lookahead(seams, model, total_steps(config.num_epochs, len(loader)))
     flatten_state(model.state_dict())  # refuses now what no checkpoint could hold
     model.to(device)
     if dataset.kind == "images":
