@@ -20,7 +20,7 @@ def systematic(units: list[int], order: list[int], start: int) -> tuple[list[int
 def budget_probabilities(shape: list[float], floors: list[float], num_visits: int) -> list[float]:
     """clip(c * shape, floor, 1) with the c that makes the sum num_visits, by bisection over all samples."""
     low, high = 0.0, 2 / min(shape)
-    for _ in range(200):
+    for _ in range(100):
         middle = (low + high) / 2
         if sum(min(1.0, max(floor, middle * s)) for s, floor in zip(shape, floors, strict=True)) <= num_visits:
             low = middle

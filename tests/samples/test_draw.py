@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference import pruning as slow
 
@@ -18,6 +18,7 @@ probabilities = st.lists(st.integers(1, ONE) | st.just(ONE) | st.just(ONE // 2),
 
 
 @given(probabilities, st.integers(0, 10**6))
+@settings(deadline=None)
 def test_as_the_slow_twin(units, seed):
     visits = draw_systematic(torch.tensor(units, dtype=torch.int32), seeded(seed))
     random = seeded(seed)
@@ -33,12 +34,14 @@ def test_as_the_slow_twin(units, seed):
 
 
 @given(probabilities, st.integers(0, 10**6))
+@settings(deadline=None)
 def test_the_count_is_the_sum_rounded_up_or_down(units, seed):
     count = draw_systematic(torch.tensor(units, dtype=torch.int32), seeded(seed)).indices.numel()
     assert count in {sum(units) // ONE, -(-sum(units) // ONE)}
 
 
 @given(st.integers(1, 500), st.data())
+@settings(deadline=None)
 def test_equal_units_sum_exactly(num_samples, data):
     num_visits = data.draw(st.integers(1, num_samples))
     units = equal_units(num_visits, num_samples)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp.samples.score_codes import Histogram, code_values, score_codes
@@ -12,6 +12,7 @@ scores = st.lists(floats.filter(math.isfinite), min_size=1, max_size=60)
 
 
 @given(scores)
+@settings(deadline=None)
 def test_codes_keep_the_order_and_come_back(values):
     tensor = torch.tensor(values, dtype=torch.bfloat16)
     codes = score_codes(tensor)
@@ -23,6 +24,7 @@ def test_codes_keep_the_order_and_come_back(values):
 
 
 @given(scores)
+@settings(deadline=None)
 def test_the_histogram_counts(values):
     tensor = torch.tensor([*values, math.nan, math.nan], dtype=torch.bfloat16)
     histogram = Histogram.of(tensor)
@@ -31,6 +33,7 @@ def test_the_histogram_counts(values):
 
 
 @given(scores, st.floats(0.01, 1))
+@settings(deadline=None)
 def test_quantiles_are_the_smallest_score_that_so_many_do_not_exceed(values, level):
     tensor = torch.tensor(values, dtype=torch.bfloat16).double()
     quantile = Histogram.of(tensor.bfloat16()).quantiles((level,))[0]

@@ -6,63 +6,59 @@ Samples with the same score and the same floor form a cell; everything is worked
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float64, Int64
-from torch import Tensor
+import numpy.typing as npt
 
 from scrimp.samples.draw import ONE
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CellUnits:
     """Probability units per cell; ``num_extra`` samples of cell ``extra_cell`` get one unit more."""
 
-    units: Int64[Tensor, " cells"]
+    units: Ints
     extra_cell: int
     num_extra: int
 
 
-def fill_budget(
-    shape: Float64[Tensor, " cells"],
-    floors: Float64[Tensor, " cells"],
-    counts: Int64[Tensor, " cells"],
-    num_visits: int,
-) -> CellUnits:
+def fill_budget(shape: Floats, floors: Floats, counts: Ints, num_visits: int) -> CellUnits:
     """Units for ``clip(c * shape, floor, 1)``, with the one c whose probabilities sum to exactly ``num_visits``.
 
     Args: shape - positive. floors - in [0, 1]; if they alone exceed the budget they are all lowered in proportion.
-        counts - samples per cell. num_visits - from 1 to the number of samples.
+        counts - samples per cell. num_visits - from 1 to the number of samples. One entry per cell in all three.
     The sum over samples is ``num_visits * ONE``, to the unit. Among cells of one floor, a larger shape never has fewer
     units.
-    Cost: about a hundred passes over the cells.
+    Cost: about sixty passes over the cells.
     """
     total = num_visits * ONE
-    lowest = (floors * ONE).ceil().clamp_(1, ONE).to(torch.int64)
-    if (asked := _sum(lowest, counts)) > total:
-        lowest = (lowest.double() * (total / asked)).floor().clamp_(min=1).to(torch.int64)
+    lowest = np.ceil(floors * ONE).clip(1, ONE).astype(np.int64)
+    if (asked := int(lowest @ counts)) > total:
+        lowest = np.maximum(lowest * (total / asked), 1).astype(np.int64)
     units = _clip(shape, lowest, _level(shape, lowest, counts, total))
-    return _add_rest(units, shape, counts, total - _sum(units, counts))
+    return _add_rest(units, shape, counts, total - int(units @ counts))
 
 
-def _clip(shape: Tensor, lowest: Tensor, level: float) -> Tensor:
-    return torch.maximum((shape * level).clamp(max=ONE).to(torch.int64), lowest)
+def _clip(shape: Floats, lowest: Ints, level: float) -> Ints:
+    return np.maximum(np.minimum(shape * level, ONE).astype(np.int64), lowest)
 
 
-def _level(shape: Tensor, lowest: Tensor, counts: Tensor, total: int) -> float:
-    """A level whose units do not exceed the total, and fall short of it by a rounding error only."""
-    shapes, floors, sizes = shape.numpy(), lowest.numpy().astype(np.float64), counts.numpy().astype(np.float64)
+def _level(shape: Floats, lowest: Ints, counts: Ints, total: int) -> float:
+    """A level whose units do not exceed the total, and fall short of it by rounding only."""
+    floors, sizes = lowest.astype(np.float64), counts.astype(np.float64)
     low, high = 0.0, 2.0 * ONE / float(shape.min())
     while low < (middle := (low + high) / 2) < high:
-        if sizes @ np.clip(middle * shapes, floors, ONE) <= total:
+        if sizes @ np.maximum(np.minimum(middle * shape, ONE), floors) <= total:
             low = middle
         else:
             high = middle
-    while _sum(_clip(shape, lowest, low), counts) > total:  # the sum above was rounded
+    while int(_clip(shape, lowest, low) @ counts) > total:  # the sum above was rounded
         low *= 1 - 1e-12
     return low
 
 
-def _add_rest(units: Tensor, shape: Tensor, counts: Tensor, rest: int) -> CellUnits:
+def _add_rest(units: Ints, shape: Floats, counts: Ints, rest: int) -> CellUnits:
     """Hand out what rounding down left over: evenly as far as it goes, the last units to the largest shapes first."""
     while rest > 0:
         has_room = units < ONE
@@ -70,19 +66,12 @@ def _add_rest(units: Tensor, shape: Tensor, counts: Tensor, rest: int) -> CellUn
         each = min(rest // num_with_room, int((ONE - units[has_room]).min()))
         if each == 0:
             break
-        units = torch.where(has_room, units + each, units)
+        units = units + each * has_room
         rest -= each * num_with_room
-    for cell in shape.argsort(descending=True, stable=True).tolist():
-        if rest == 0:
-            break
-        if int(units[cell]) == ONE:
-            continue
-        if int(counts[cell]) > rest:
-            return CellUnits(units, cell, rest)
-        units[cell] += 1
-        rest -= int(counts[cell])
-    return CellUnits(units, 0, 0)
-
-
-def _sum(units: Tensor, counts: Tensor) -> int:
-    return int((units * counts).sum())
+    largest_first = np.argsort(-shape, kind="stable")
+    largest_first = largest_first[units[largest_first] < ONE]
+    reached = np.cumsum(counts[largest_first])
+    num_whole = int(np.searchsorted(reached, rest, side="right"))
+    units[largest_first[:num_whole]] += 1
+    rest -= int(reached[num_whole - 1]) if num_whole else 0
+    return CellUnits(units, int(largest_first[num_whole]), rest) if rest else CellUnits(units, 0, 0)

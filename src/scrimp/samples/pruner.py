@@ -53,6 +53,8 @@ class SamplePruner(PlanSampler):
 
     Epochs. The next one begins when a new pass is started after all batches of a pass were reduced, or by
     ``set_epoch``. A pass that is left by ``break`` before that, or without a single ``reduce``, repeats the same plan.
+    ``len`` speaks of the next epoch as soon as the loop is left; with persistent workers, from the next pass on or
+    after ``set_epoch``.
 
     Ranks. Iterating gives this rank's share, the same number of visits on every rank (a rest of fewer visits than there
     are ranks is left out); ``epoch_indices`` is the whole plan, which a DeviceLoader splits itself. Starting a pass
@@ -209,7 +211,7 @@ class SamplePruner(PlanSampler):
         values, seen = loss_values(losses, mask)
         if scores is not None:
             seen = _checked_scores(scores, values)
-        plan = self._planned()
+        plan = self._plan or self._planned()
         index = self._take(values.shape[0], values.device) if index is None else self._checked_index(index, values)
         self._scores.observe(index, seen)
         self._is_resuming = False

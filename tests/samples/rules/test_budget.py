@@ -18,7 +18,7 @@ def views(draw):
 
 
 @given(views(), st.floats(0.1, 0.95), st.sampled_from([0.5, 1.0, 2.0]))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_exact_sum_bounds_and_monotone(view, keep, power):
     units = Budget(keep, power=power).probability_units(view).long()
     assert int(units.sum()) == max(1, round(keep * view.num_samples)) * ONE

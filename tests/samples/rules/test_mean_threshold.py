@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference import pruning as slow
 
@@ -21,6 +21,7 @@ scores = st.lists(st.floats(0, 100, width=16) | st.just(math.nan), min_size=1, m
 
 
 @given(scores, st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 1000))
+@settings(deadline=None)
 def test_as_the_slow_twin(values, prune_ratio, seed):
     view = view_of(values, seed=seed)
     expected = slow.infobatch_probabilities(view.scores.tolist(), prune_ratio)
@@ -33,6 +34,7 @@ def test_as_the_slow_twin(values, prune_ratio, seed):
 
 
 @given(st.floats(1e-30, 1e30), st.integers(1, 300))
+@settings(deadline=None)
 def test_equal_scores_are_not_below_their_mean(value, num_samples):
     visits = MeanThreshold().select(view_of([value] * num_samples))
     assert len(visits.indices) == num_samples

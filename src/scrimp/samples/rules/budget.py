@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrimp.errors import ConfigError
-from scrimp.samples.budget_probabilities import fill_budget
+from scrimp.samples.budget_probabilities import Floats, Ints, fill_budget
 from scrimp.samples.draw import Visits
 from scrimp.samples.rules.rule import Rule, ScoreView, check_fraction, rounded_count, smoothed
 from scrimp.samples.score_codes import code_values, score_codes
@@ -86,37 +87,34 @@ class Budget(Rule):
         keys = score_codes(view.tracks[0]) * len(floors) + (waits - first_wait).clamp_(0, len(floors) - 1)
         first_key = int(keys.min())
         keys -= first_key
-        counts = torch.bincount(keys)
-        cells = counts.nonzero().squeeze(1)
-        cell_keys = cells + first_key
-        cell_scores, cell_floors = code_values(cell_keys // len(floors)), floors[cell_keys % len(floors)]
-        is_known = ~cell_scores.isnan()
-        cell_counts = counts[cells]
+        counts = torch.bincount(keys).numpy()
+        cells = np.flatnonzero(counts)
+        scores = code_values(torch.from_numpy((cells + first_key) // len(floors))).numpy()
+        cell_floors = np.where(np.isnan(scores), 1.0, floors[(cells + first_key) % len(floors)])
         filled = fill_budget(
-            self._shape(cell_scores, cell_counts, is_known),
-            torch.where(is_known, cell_floors, 1.0),
-            cell_counts,
-            self.num_visits(view.num_samples),
+            self._shape(scores, counts[cells]), cell_floors, counts[cells], self.num_visits(view.num_samples)
         )
-        table = torch.zeros(counts.numel(), dtype=torch.int32)
-        table[cells] = filled.units.to(torch.int32)
-        units = table.index_select(0, keys)
+        table = np.zeros(counts.size, dtype=np.int32)
+        table[cells] = filled.units
+        units = torch.from_numpy(table).index_select(0, keys)
         if filled.num_extra:
-            units[(keys == cells[filled.extra_cell]).nonzero()[: filled.num_extra, 0]] += 1
+            units[(keys == int(cells[filled.extra_cell])).nonzero()[: filled.num_extra, 0]] += 1
         return units
 
-    def _shape(self, scores: Tensor, counts: Tensor, is_known: Tensor) -> Tensor:
-        shape = scores.nan_to_num(nan=0.0).clamp_(min=0).pow_(self.power)
+    def _shape(self, scores: Floats, counts: Ints) -> Floats:
+        """What probabilities are proportional to; where there is no score, as much as anything has."""
+        is_known = ~np.isnan(scores)
+        shape = np.maximum(np.nan_to_num(scores), 0.0) ** self.power
         mean = float((shape * counts)[is_known].sum()) / max(1, int(counts[is_known].sum()))
         if mean == 0:
-            return torch.ones_like(shape)
-        return torch.where(is_known, shape, shape.max()).clamp_(min=_SMALLEST_SHAPE * mean)
+            return np.ones_like(shape)
+        return np.maximum(np.where(is_known, shape, shape.max()), _SMALLEST_SHAPE * mean)
 
-    def _floors(self, epoch: int) -> tuple[int, Float64[Tensor, " classes"]]:
+    def _floors(self, epoch: int) -> tuple[int, Floats]:
         """The longest wait with the least floor, and the floors from that wait on, as far as there can be any."""
         max_weight = 2 / self.keep if self.max_weight is None else self.max_weight
         max_wait = math.ceil(4 / self.keep) if self.max_wait is None else self.max_wait
-        waits = torch.arange(min(max_wait, epoch) + 1, dtype=torch.float64)
-        floors = torch.clamp(1 / (max_wait - waits + 1), min=1 / max_weight)
+        waits = np.arange(min(max_wait, epoch) + 1)
+        floors = np.maximum(1 / (max_wait - waits + 1), 1 / max_weight)
         first = int((floors == floors[0]).sum()) - 1
         return first, floors[first:]
