@@ -50,9 +50,12 @@ class Handout:
         self._on_device = order
         self._is_exhausted = False
 
-    def hand_out(self) -> Iterator[int]:
-        """The indices, counted. Raises: ConfigError - the loader that draws them is known to change their order."""
-        self.facts = _look_at_loader(sys._getframe(1))
+    def hand_out(self, *, saves_state: bool = True) -> Iterator[int]:
+        """The indices, counted.
+
+        Args: saves_state - whether the sampler that this is done for has a state that a loader would save.
+        Raises: ConfigError - the loader that draws them is known to change their order."""
+        self.facts = _look_at_loader(sys._getframe(1), saves_state=saves_state)
         for number, index in enumerate(self.order.tolist(), start=1):
             self.num_handed = number
             yield index
@@ -136,7 +139,7 @@ class Handout:
         self._largest_batch = max(self._largest_batch, batch_size)
 
 
-def _look_at_loader(frame: Any) -> LoaderFacts | None:
+def _look_at_loader(frame: Any, *, saves_state: bool) -> LoaderFacts | None:
     """The batch sampler among the callers, if there is one. A sampler is not told by whom it is used, so look.
 
     Raises: ConfigError - the loader hands batches out in another order than it draws them, or gives each process only
@@ -163,7 +166,7 @@ def _look_at_loader(frame: Any) -> LoaderFacts | None:
                 f"the DataLoader was made with in_order=False, so batches come in another order than drawn. {_REMEDY}, "
                 "or leave in_order out"
             )
-        if kind == "_StatefulMultiProcessingDataLoaderIter":
+        if saves_state and kind == "_StatefulMultiProcessingDataLoaderIter":
             raise ConfigError(
                 "StatefulDataLoader with workers saves its sampler's state ahead of the training, for every batch; "
                 "give it sampler=pruner.positions(), and save pruner.state_dict() beside the loader's"

@@ -30,7 +30,7 @@ class PositionIterator(Iterator[int]):
     """One pass."""
 
     def __init__(self, handout: Handout) -> None:
-        self._indices = handout.hand_out()
+        self._indices = handout.hand_out(saves_state=False)
 
     def __next__(self) -> int:
         return next(self._indices)

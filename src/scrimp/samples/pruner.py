@@ -121,7 +121,7 @@ class SamplePruner(PlanSampler):
         self._is_resuming = False
         self._num_reduced = 0  # of this rank, in the present epoch
         self._num_idle_passes = 0
-        self._visits_before = (0, 0)  # of epochs gone by: their number and their visits
+        self._num_planned = (0, 0)  # epochs of the training, and their visits
         self._seconds = 0.0
 
     @property
@@ -263,9 +263,8 @@ class SamplePruner(PlanSampler):
             **self._settings(),
             "epoch": self._epoch,
             "is_over": self._is_over,
-            "plan_digest": None if self._plan is None else self._plan.digest(),
-            "visits_before": list(self._visits_before),
-            "seconds": self._seconds,
+            "plan_digest": self._expected_digest if self._plan is None else self._plan.digest(),
+            "num_planned": list(self._num_planned),
             **self._scores.state_dict(),
         }
         roles = {name: TensorRole.SCORE for name in ("scores", "fresh") if isinstance(state[name], Tensor)}
@@ -276,17 +275,7 @@ class SamplePruner(PlanSampler):
 
         Raises: ConfigError - it is of another data set, seed, rule or schedule; nothing was changed.
         """
-        needed = (
-            "epoch",
-            "is_over",
-            "plan_digest",
-            "visits_before",
-            "seconds",
-            "scores",
-            "last_visit",
-            "fresh",
-            "num_nonfinite",
-        )
+        needed = ("epoch", "is_over", "plan_digest", "num_planned", "scores", "last_visit", "fresh", "num_nonfinite")
         if missing := [key for key in (*needed, *self._settings()) if key not in state]:
             raise ConfigError(f"this is no state of a {type(self).__name__}: it lacks {', '.join(missing)}")
         for key, value in self._settings().items():
@@ -301,8 +290,7 @@ class SamplePruner(PlanSampler):
         self._num_reduced = 0
         self._was_over = state["is_over"]
         self._expected_digest = state["plan_digest"]
-        self._visits_before = (state["visits_before"][0], state["visits_before"][1])
-        self._seconds = state["seconds"]
+        self._num_planned = (state["num_planned"][0], state["num_planned"][1])
 
     def epoch_report(self) -> EpochReport:
         """What is planned for the present epoch. Cost: a few passes over the samples."""
@@ -318,7 +306,7 @@ class SamplePruner(PlanSampler):
 
     def run_report(self) -> RunReport:
         """What pruning saved and cost so far, up to and with the present epoch."""
-        epochs, visits = self._visits_with_present()
+        epochs, visits = self._num_planned
         full = epochs * self.num_samples
         return RunReport(
             num_epochs=epochs,
@@ -365,6 +353,8 @@ class SamplePruner(PlanSampler):
             self._plan = _Plan(visits, num_visits, factor, seconds)
             self._seconds += seconds
             expected, self._expected_digest = self._expected_digest, None
+            if expected is None and self._epoch < self.schedule.num_begun:
+                self._num_planned = (self._num_planned[0] + 1, self._num_planned[1] + num_visits)
             if expected is not None and self._plan.digest() != expected:
                 raise ConfigError(
                     f"the plan of epoch {self._epoch} is not the one that was saved: another version of torch or of "
@@ -387,19 +377,12 @@ class SamplePruner(PlanSampler):
         is_partial = self._plan is not None and self._plan.num_visits < self.num_samples
         planned = self._plan.visits.indices if self._plan is not None and is_partial else None
         self._scores.commit(self._epoch, planned)
-        self._visits_before = self._visits_with_present()
         self._forget_plan()
         self._epoch = epoch
         self._is_resuming = self._was_over = False
         self._num_reduced = 0
         self._expected_digest = None
         self._seconds += time.perf_counter() - begin
-
-    def _visits_with_present(self) -> tuple[int, int]:
-        epochs, visits = self._visits_before
-        if self._plan is None or self._epoch >= self.schedule.num_begun:  # planned for a length that nobody trains
-            return epochs, visits
-        return epochs + 1, visits + self._plan.num_visits
 
     def _forget_plan(self) -> None:
         self._plan = self._handout = self._weights = None

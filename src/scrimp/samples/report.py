@@ -55,7 +55,7 @@ class RunReport:
     num_nonfinite: int
     """Visits whose score was not finite; they left the former score in place."""
     pruning_seconds: float
-    """Planning epochs and committing scores. The cost of ``reduce`` within steps is not in it."""
+    """Planning epochs and committing scores, since this pruner was made. The cost of ``reduce`` is not in it."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
