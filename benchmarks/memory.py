@@ -133,6 +133,7 @@ def _train_on_one_batch(recipe: str, seed: int, shape: list[int], num_classes: i
     import torch.nn.functional as F
 
     from scrimp.cli.allocator import keep_large_blocks
+    from scrimp.steps import whiten_input_
     from scrimp.train.hardware import choose_autocast, seeded
     from scrimp.train.models import ModelFacts, build_model
     from scrimp.train.optimization import build_optimizer
@@ -148,6 +149,8 @@ def _train_on_one_batch(recipe: str, seed: int, shape: list[int], num_classes: i
         model = build_model(config.model, config.model_args, sizes).to(memory_format=torch.channels_last)
         inputs = torch.randn(config.batch_size, channels, height, width, dtype=autocast or torch.float32)
         targets = torch.randint(0, num_classes, (config.batch_size,))
+    if config.whiten:
+        whiten_input_(model, inputs.float())
     inputs = inputs.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(config, model)
     for _ in range(NUM_SYNTHETIC_STEPS):

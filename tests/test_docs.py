@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import scrimp
-from scrimp.cli.flags import overrides, parse
+from scrimp.cli.flags import apply_flags, parse
 from scrimp.cli.main import main
 from scrimp.cli.train import _parser
 from scrimp.errors import ConfigError
@@ -66,7 +66,7 @@ def check_command(words):
     if command == "train":
         namespace = parse(_parser(TrainConfig()), rest)
         recipe = find_recipe(namespace.recipe or "digits")
-        recipe.replace(**overrides(namespace, recipe))
+        apply_flags(namespace, recipe)
     elif command == "report":
         if not rest:
             raise ConfigError("scrimp report needs a run")
@@ -136,13 +136,16 @@ def marked_block(name):
     return match[1]
 
 
-def test_ci_runs_the_readme_test_command():
+@pytest.mark.parametrize("name", ["run", "test"])
+def test_ci_runs_the_readme_commands(name):
     """What ``.ci/run`` cuts out of the README is the block that people read there, whole and nothing else."""
-    line = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("sed "))
-    cut, _, _ = line.partition(">")
-    done = subprocess.run(["bash", "-c", cut], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == marked_block("test")
-    assert "pytest" in done.stdout
+    script = (ROOT / ".ci" / "run").read_text()
+    function = re.search(r"^readme_command\(\) \{.*?^\}", script, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    assert f'"{name} command"' in script
+    program = f'{function[0]}\nreadme_command "{name} command"'
+    done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == marked_block(name)
 
 
 @pytest.mark.parametrize("name", ["run", "test"])

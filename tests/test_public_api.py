@@ -19,7 +19,8 @@ NAMES = {
     ],
     "scrimp.steps": [
         "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",
-        "RandomFlip", "RandomWindow",
+        "RandomFlip", "RandomWindow", "bias_rule", "freeze_bn_scale_", "whiten_input_",
+        "whitening_filters",
     ],
     "scrimp.checkpoints": ["ExactCheckpoints", "SaveReport"],
     "scrimp.report": [
@@ -34,14 +35,16 @@ NAMES = {
 ERRORS = [
     "CheckpointNotFoundError", "ConfigError", "CorruptCheckpointError", "DataError", "DataNotFoundError",
     "FormatError", "MissingDependencyError", "NoEffectWarning", "NonFiniteLossError", "RunExistsError", "ScrimpError",
+    "StructureError",
 ]  # fmt: skip
 TRAIN_FLAGS = [
-    "--accumulation", "--batch-size", "--beta2", "--checkpoint-every", "--clip-norm", "--context-length",
-    "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic", "--device",
-    "--evaluate-every", "--final-learning-rate", "--flip", "--help", "--keep-checkpoints", "--label-smoothing",
-    "--learning-rate", "--log-every", "--model", "--model-args", "--momentum", "--no-deterministic",
-    "--no-tensorboard", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed", "--tensorboard",
-    "--threads", "--wandb", "--warmup", "--weight-decay",
+    "--accumulation", "--batch-size", "--beta2", "--bias-scale", "--checkpoint-every", "--clip-norm",
+    "--context-length", "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic",
+    "--device", "--evaluate-every", "--final-learning-rate", "--flip", "--freeze-bn-scale", "--help",
+    "--keep-checkpoints", "--label-smoothing", "--learning-rate", "--log-every", "--model", "--model-args",
+    "--momentum", "--no-deterministic", "--no-freeze-bn-scale", "--no-tensorboard", "--no-whiten", "--num-epochs",
+    "--optimizer", "--out", "--precision", "--resume", "--seed", "--tensorboard", "--threads", "--wandb",
+    "--warmup", "--weight-decay", "--whiten",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",
@@ -124,7 +127,9 @@ def undocumented(name, value):
 def test_every_public_name_has_a_docstring(module_name):
     module = importlib.import_module(module_name)
     assert (module.__doc__ or "").strip()
-    names = NAMES.get(module_name) or [name for name in vars(module) if not name.startswith("_")]
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+    names = NAMES.get(module_name) or [name for name in own if not name.startswith("_")]
+    assert names
     missing = [part for name in names for part in undocumented(name, getattr(module, name))]
     assert missing == []
 

@@ -138,6 +138,18 @@ def test_own_text(tmp_path: Path) -> None:
     assert len(summary["sample_text"]) == 400
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "poem.txt").write_text("to be or not to be, that is the question. " * 200)
+    words = ["train", "text", "--data", str(tmp_path / "poem.txt"), "--context-length", "16", "--batch-size", "8"]
+    words += ["--model-args", "depth=1", "--model-args", "width=32", "--model-args", "num_heads=2"]
+    run_dir = tmp_path / "r"
+    assert main([*words, "--num-epochs", "0.5", "--out", str(run_dir)]) == 0
+    (run_dir / "summary.json").unlink()  # as if it had been killed at the end
+    (tmp_path / "poem.txt").write_text("to be or not to be: that is the question. " * 200)
+    assert main(["train", "--resume", "--out", str(run_dir)]) == 2
+    assert "not what the run was started with" in capsys.readouterr().err
+
+
 BAD = {
     "unknown recipe": (["train", "digit"], "did you mean 'digits'"),
     "unknown flag": (["train", "--lerning-rate", "1"], "did you mean '--learning-rate'"),

@@ -22,7 +22,8 @@ OTHERS: dict[str, Any] = {
     "decay": "cosine", "final_learning_rate": 0.125, "momentum": 0.5, "beta2": 0.75, "weight_decay": 0.25,
     "label_smoothing": 0.25, "clip_norm": 1.5, "seed": 7, "device": "cpu", "threads": 2, "precision": "bfloat16",
     "deterministic": True, "evaluate_every": 0.5, "checkpoint_every": 2.0, "keep_checkpoints": 5, "log_every": 3,
-    "tensorboard": True, "wandb": "project", "whiten": True,
+    "tensorboard": True, "wandb": "project", "whiten": True, "freeze_bn_scale": True,
+    "bias_scale": 64.0,
 }  # fmt: skip
 FREE_ON_RESUME = {"device", "threads", "keep_checkpoints", "tensorboard", "wandb"}
 

@@ -88,6 +88,8 @@ class ExactCheckpoints:
             "tensor_crc32": " ".join(f"{checksums[name]:08x}" for name in sorted(tensors)),
         }
         self.path.mkdir(parents=True, exist_ok=True)
+        for debris in self.path.glob(".step-*.safetensors.????????.tmp"):  # of a process that was killed while it wrote
+            debris.unlink(missing_ok=True)
         target = self._file(step)
         with atomic_write(target) as file:
             file.write(safetensors.torch.save(tensors, metadata))

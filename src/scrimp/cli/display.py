@@ -102,7 +102,7 @@ class _Lines:
         self._first_epoch: float | None = None
 
     def on_data(self, done: int, total: int, what: str) -> None:
-        if time.monotonic() - self._last_data >= _LINE_SECONDS or done == total:
+        if time.monotonic() - self._last_data >= _LINE_SECONDS:
             self._last_data = time.monotonic()
             print(f"{what}: {done:,} of {total:,}", flush=True)
 

@@ -33,17 +33,18 @@ def add_config_flags(parser: argparse.ArgumentParser, defaults: TrainConfig) -> 
         )
 
 
-def overrides(namespace: argparse.Namespace, base: TrainConfig) -> dict[str, Any]:
-    """The settings that were given on the command line. Model arguments are merged with those of ``base``."""
+def apply_flags(namespace: argparse.Namespace, base: TrainConfig) -> TrainConfig:
+    """``base`` with the settings that were given on the command line.
+
+    Another model starts without those settings of ``base`` that belong to its model (arguments, whitening and the
+    like); for the same model, arguments are added to those of ``base``.
+    """
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("flag", True)]
     given = {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
+    base = base.with_model(given.get("model", base.model))
     if "model_args" in given:
-        # another model has other arguments
-        inherited = base.model_args if given.get("model", base.model) == base.model else {}
-        given["model_args"] = {**inherited, **dict(map(parse_model_arg, given["model_args"]))}
-    elif given.get("model", base.model) != base.model:
-        given["model_args"] = {}
-    return given
+        given["model_args"] = {**base.model_args, **dict(map(parse_model_arg, given["model_args"]))}
+    return base.replace(**given)
 
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
-    # imported here: `scrimp --help` should not wait for torch
+    # imported here: `scrimp --help` should not wait for data and report libraries
     if command == "train":
         from scrimp.cli.train import train_command  # noqa: PLC0415
 

@@ -16,11 +16,12 @@ import torch.distributed
 from scrimp._core.ranks import is_main
 from scrimp.cli.allocator import keep_large_blocks
 from scrimp.cli.display import open_display
-from scrimp.cli.flags import add_config_flags, overrides, parse
+from scrimp.cli.flags import add_config_flags, apply_flags, parse
 from scrimp.cli.main import EXIT_DONE, EXIT_INTERRUPTED, Parser
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
+from scrimp.train.parallel import local_rank
 from scrimp.train.recipes import RECIPES, find_recipe
 from scrimp.train.run import Started, run
 from scrimp.train.run_dir import newest_unfinished, read_config
@@ -61,12 +62,12 @@ def _configure(namespace: argparse.Namespace) -> tuple[TrainConfig, Path | None]
     """The configuration and directory: the recipe with the flags given, or that of the run which is resumed."""
     if not namespace.resume:
         recipe = find_recipe(namespace.recipe or _DEFAULT_RECIPE)
-        return recipe.replace(**overrides(namespace, recipe)), namespace.out
+        return apply_flags(namespace, recipe), namespace.out
     out = namespace.out or newest_unfinished(namespace.recipe or _DEFAULT_RECIPE)
     stored = read_config(out)
     if namespace.recipe not in (None, stored.recipe):
         raise ConfigError(f"{out} holds a run of {stored.recipe!r}, not of {namespace.recipe!r}; leave the recipe out")
-    return stored.replace(**overrides(namespace, stored)), out
+    return apply_flags(namespace, stored), out
 
 
 def _parser(defaults: TrainConfig) -> Parser:
@@ -111,6 +112,8 @@ def _processes(config: TrainConfig) -> Iterator[None]:
         yield
         return
     on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        torch.cuda.set_device(local_rank())
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
     try:
         yield
@@ -119,7 +122,10 @@ def _processes(config: TrainConfig) -> Iterator[None]:
 
 
 class _Stop:
-    """Ctrl-C (or SIGTERM) during training asks the loop to save and stop; a second one stops at once."""
+    """Ctrl-C or SIGTERM during training asks the loop to save and stop; a second Ctrl-C stops at once.
+
+    A second SIGTERM does not: torchrun passes Ctrl-C on as one, behind the Ctrl-C that the terminal sends to all.
+    """
 
     def __init__(self) -> None:
         self._armed = self._asked = False
@@ -142,8 +148,8 @@ class _Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self._armed or self._asked:
+        if not self._armed or (self._asked and number == signal.SIGINT):
             raise KeyboardInterrupt
-        self._asked = True
-        if is_main():
+        if is_main() and not self._asked:
             print("\nstopping after this step, to save it (again to stop at once) ...", file=sys.stderr)
+        self._asked = True

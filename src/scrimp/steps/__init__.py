@@ -1,6 +1,7 @@
 """Fewer and cheaper steps: one file per trick, each a function or a small object for anybody's training loop."""
 
 from scrimp.steps.batch import Batch, BatchTransform
+from scrimp.steps.bn_scale import bias_rule, freeze_bn_scale_
 from scrimp.steps.crop import Padding, RandomCrop
 from scrimp.steps.cutout import Cutout
 from scrimp.steps.device_loader import DeviceLoader
@@ -20,6 +21,8 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "RandomWindow",
+    "bias_rule",
+    "freeze_bn_scale_",
     "whiten_input_",
     "whitening_filters",
 ]

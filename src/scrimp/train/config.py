@@ -49,6 +49,8 @@ class TrainConfig:
     model_args: dict[str, ModelArg] = _setting({}, "argument of the model, as NAME=VALUE; may be repeated", "model")
 
     whiten: bool = _setting(False, "images: whiten patches by the first convolution, which is then frozen", "model")
+    freeze_bn_scale: bool = _setting(False, "fix the scale of batch norms at 1", "model")
+    bias_scale: float = _setting(1.0, "factor on the learning rate of batch-norm biases", "model")
 
     num_epochs: float = _setting(10.0, "epochs; may be fractional", "optimization")
     batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
@@ -88,7 +90,7 @@ class TrainConfig:
         at_least_one = ("batch_size", "accumulation", "context_length", "keep_checkpoints", "log_every")
         for name in at_least_one:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
-        for name in ("num_epochs", "learning_rate", "evaluate_every", "checkpoint_every"):
+        for name in ("num_epochs", "learning_rate", "bias_scale", "evaluate_every", "checkpoint_every"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, value, "it must be a positive number")
         for name in ("crop_padding", "cutout", "weight_decay", "seed"):
@@ -118,6 +120,15 @@ class TrainConfig:
             if name not in known:
                 raise ConfigError(f"no setting is called {name!r}{nearest(name, known)}")
         return dataclasses.replace(self, **changes)
+
+    def with_model(self, model: str) -> "TrainConfig":
+        """A copy for ``model``; another one than the present starts without the settings that belong to a model."""
+        if model == self.model:
+            return self
+        plain = {
+            f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(self) if f.metadata["group"] == "model"
+        }
+        return self.replace(**{**plain, "model": model})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

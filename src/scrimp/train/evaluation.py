@@ -16,7 +16,8 @@ def evaluate(job: Job) -> dict[str, float]:
     share_buffers(job.model)
     sums = torch.zeros(3, dtype=torch.float32 if job.device.type == "mps" else torch.float64, device=job.device)
     job.model.eval()
-    with torch.inference_mode(), job.precision():
+    # not inference_mode: what a model keeps from one call to the next, a table say, has to serve in training too
+    with torch.no_grad(), job.precision():
         for number, batch in enumerate(job.test_loader):
             if number % world_size() != rank():
                 continue

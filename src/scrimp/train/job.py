@@ -65,6 +65,7 @@ class Job:
     device: torch.device
     autocast: torch.dtype | None
     seams: Seams = field(default_factory=Seams)
+    data_checksum: str = ""  # a resumed run refuses other data
 
     def precision(self) -> torch.autocast:
         """The autocast context of every forward pass; does nothing for float32."""

@@ -8,6 +8,7 @@ from typing import Any
 from scrimp._core.ranks import is_main, rank
 from scrimp._core.rng import capture_global_rng, restore_global_rng
 from scrimp.checkpoints import ExactCheckpoints, SaveReport
+from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus, RunWriter, read_run
 from scrimp.train.evaluation import evaluate
 from scrimp.train.job import Job, Stateful
@@ -58,7 +59,7 @@ class Journal:
         self.sample_visits += num_samples
         config = self.job.config
         read: dict[str, float] = {}
-        if self.step % config.log_every == 0:
+        if finished or self.step % config.log_every == 0:
             read = self._log_step()
         evaluation = None
         if finished or _due(config.evaluate_every, before, epoch):
@@ -93,6 +94,11 @@ class Journal:
     def restore(self) -> None:
         """Take up the newest checkpoint: model, optimizer, order of samples, random state, counts, clock."""
         state = self.checkpoints.restore(model=self.job.model, optimizer=self.job.optimizer)
+        if state["data_checksum"] != self.job.data_checksum:
+            raise ConfigError(
+                f"the data {self.job.config.data!r} is not what the run was started with (its checksum is another); "
+                "put the former data back, or start a new run with another --out"
+            )
         self.step, self.epoch, self.sample_visits = state["step"], state["epoch"], state["sample_visits"]
         self.evaluation = state["evaluation"]
         self._saved_step = self.step
@@ -112,7 +118,7 @@ class Journal:
     def _state(self, rng: list[Any]) -> dict[str, Any]:
         return {
             "step": self.step, "epoch": self.epoch, "sample_visits": self.sample_visits,
-            "evaluation": self.evaluation,
+            "evaluation": self.evaluation, "data_checksum": self.job.data_checksum,
             "log_visits": self._at_log[0], "log_seconds": self._at_log[1],
             "epoch_visits": self._at_epoch[0], "epoch_seconds": self._at_epoch[1],
             "stateful": {name: item.state_dict() for name, item in self._stateful().items()},

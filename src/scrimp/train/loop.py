@@ -68,7 +68,8 @@ def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> 
         batches = iter(job.loader)
         num_wanted = steps_wanted(config.num_epochs, epoch, num_steps)
         for position in range(job.loader.steps_done, num_wanted):
-            progress = (epoch + (position + 0.5) / num_steps) / config.num_epochs
+            # a last epoch that is only begun has a whole step, which may reach beyond the end
+            progress = min(1.0, (epoch + (position + 0.5) / num_steps) / max(config.num_epochs, 1 / num_steps))
             set_learning_rate(optimizer, learning_rate_factor(config, progress))
 
             with clock("data"):

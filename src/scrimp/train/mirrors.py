@@ -1,5 +1,6 @@
 """Metrics in other tools too: the run's record, mirrored to TensorBoard and Weights & Biases when asked."""
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,13 +49,7 @@ class TensorBoardMirror:
     """Scalars named ``event/key``, in the run directory's ``tensorboard`` folder."""
 
     def __init__(self, run_dir: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingDependencyError(
-                '--tensorboard needs TensorBoard: pip install "scrimp[tensorboard]"'
-            ) from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writer = _import_tensorboard().SummaryWriter(str(run_dir / "tensorboard"))
 
     def write(self, event: str, step: int, values: dict[str, float]) -> None:
         """Add one scalar per value."""
@@ -70,11 +65,7 @@ class WandbMirror:
     """Values named ``event/key`` in one Weights & Biases run."""
 
     def __init__(self, project: str, config: TrainConfig, run_dir: Path) -> None:
-        try:
-            import wandb  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingDependencyError('--wandb needs Weights & Biases: pip install "scrimp[wandb]"') from error
-        self._run = wandb.init(project=project, config=config.to_dict(), name=run_dir.name, dir=str(run_dir))
+        self._run = _import_wandb().init(project=project, config=config.to_dict(), name=run_dir.name, dir=str(run_dir))
 
     def write(self, event: str, step: int, values: dict[str, float]) -> None:
         """Log the values of one line; several lines of one step are merged by the service."""
@@ -85,8 +76,25 @@ class WandbMirror:
         self._run.finish()
 
 
+def _import_tensorboard() -> Any:
+    try:
+        return importlib.import_module("torch.utils.tensorboard")
+    except ImportError as error:
+        raise MissingDependencyError('--tensorboard needs TensorBoard: pip install "scrimp[tensorboard]"') from error
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingDependencyError('--wandb needs Weights & Biases: pip install "scrimp[wandb]"') from error
+    return wandb
+
+
 def open_mirrors(config: TrainConfig, run_dir: Path) -> RunWriter:
     """The record of a run, with the mirrors that ``config`` asks for. Raises MissingDependencyError."""
+    if config.wandb is not None:
+        _import_wandb()  # before the other one makes its folder
     mirrors: list[Mirror] = []
     if config.tensorboard:
         mirrors.append(TensorBoardMirror(run_dir))

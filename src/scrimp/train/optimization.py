@@ -8,14 +8,16 @@ from torch import nn
 
 from scrimp._core.param_groups import no_decay_rule, param_groups
 from scrimp.errors import NoEffectWarning
+from scrimp.steps import bias_rule
 from scrimp.train.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; biases and norms are not decayed."""
+    """SGD with Nesterov momentum or AdamW; biases and norms are not decayed, unless biases are sped up."""
+    rules = [*([bias_rule(config.bias_scale)] if config.bias_scale != 1 else []), no_decay_rule()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoEffectWarning)  # a model may well have neither biases nor norms
-        groups = param_groups(model, lr=config.learning_rate, weight_decay=config.weight_decay, rules=[no_decay_rule()])
+        groups = param_groups(model, lr=config.learning_rate, weight_decay=config.weight_decay, rules=rules)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2))

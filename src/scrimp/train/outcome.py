@@ -78,9 +78,7 @@ def summarize(job: Job, dataset: Dataset, journal: Journal, run_dir: Path) -> Su
 def command_line(config: TrainConfig) -> str:
     """The command that repeats the run: the recipe, and what was changed in it."""
     base = RECIPES[config.recipe if config.recipe in RECIPES else "digits"]()  # the command line's default is digits
-    theirs = base.to_dict()
-    if config.model != base.model:
-        theirs["model_args"] = {}  # another model takes over no arguments
+    theirs = {**base.with_model(config.model).to_dict(), "model": base.model}
     words = ["scrimp", "train", *([config.recipe] if config.recipe in RECIPES else [])]
     for name, value in config.to_dict().items():
         if name != "recipe" and value != theirs[name]:

@@ -1,5 +1,6 @@
 """One run on several processes: wrapping for DDP, and the few things on which ranks have to agree."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +10,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scrimp._core.ranks import all_reduce_sum_, world_size
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, which is the number of its GPU; as torchrun tells it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def for_ranks(model: nn.Module, device: torch.device) -> nn.Module:

@@ -34,8 +34,9 @@ def cifar10_small() -> TrainConfig:
     """CIFAR-10 with a network that two CPU cores train in minutes."""
     return TrainConfig(
         recipe="cifar10-small", data="cifar10",
-        model="resnet9", model_args={"width": 16},
-        crop_padding=4, flip="random", num_epochs=20, batch_size=512, learning_rate=0.4, label_smoothing=0.2,
+        model="airbench", model_args={"width": 32}, whiten=True, freeze_bn_scale=True, bias_scale=64,
+        crop_padding=2, flip="alternating", num_epochs=16, batch_size=256, learning_rate=0.2, label_smoothing=0.2,
+        evaluate_every=2, checkpoint_every=2,
     )  # fmt: skip
 
 
@@ -43,9 +44,9 @@ def text() -> TrainConfig:
     """A character-level GPT of about a million parameters on a text file; loss in nats per character."""
     return TrainConfig(
         recipe="text", data="text",
-        model="gpt", model_args={"depth": 4, "width": 128, "num_heads": 4}, context_length=128,
-        num_epochs=10, batch_size=32, optimizer="adamw", learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0,
-        decay="cosine", warmup=0.05, final_learning_rate=0.1,
+        model="gpt", model_args={"depth": 5, "width": 128, "num_heads": 4}, context_length=256,
+        num_epochs=9, batch_size=8, optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1, clip_norm=1.0,
+        warmup=0.05, log_every=50,
     )  # fmt: skip
 
 

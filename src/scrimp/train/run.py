@@ -10,11 +10,10 @@ from torch import nn
 
 from scrimp._core.ranks import barrier, is_main, rank, world_size
 from scrimp.checkpoints import ExactCheckpoints
-from scrimp.errors import ConfigError
 from scrimp.report.page import write_page
 from scrimp.report.record import RunStatus, read_run
 from scrimp.report.summary import Summary
-from scrimp.steps import Normalize, whiten_input_
+from scrimp.steps import Normalize, freeze_bn_scale_, whiten_input_
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import Dataset, load_dataset
 from scrimp.train.hardware import choose_autocast, choose_device, deterministic_kernels, seeded
@@ -25,7 +24,7 @@ from scrimp.train.mirrors import open_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import summarize, write_model
-from scrimp.train.parallel import from_all_ranks
+from scrimp.train.parallel import from_all_ranks, local_rank
 from scrimp.train.run_dir import choose_run_dir
 from scrimp.train.task import Task, build_loaders
 
@@ -72,7 +71,7 @@ def run(
     Raises: ConfigError, DataError, RunExistsError (``out`` holds another run), CheckpointNotFoundError (nothing to
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
-    device = choose_device(config.device, local_rank=rank())
+    device = choose_device(config.device, local_rank=local_rank())
     autocast = choose_autocast(config.precision, device)
     dataset = _load_once(config.data, on_data)
     with ExitStack() as settings:
@@ -113,19 +112,19 @@ def _build_job(
     model = build_model(config.model, config.model_args, _facts(config, dataset))
     if config.whiten:
         _whiten(model, dataset)
+    if config.freeze_bn_scale:
+        freeze_bn_scale_(model)
     model.to(device)
     if dataset.kind == "images":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=build_optimizer(config, model), device=device, autocast=autocast,
-        seams=seams,
+        seams=seams, data_checksum=dataset.checksum,
     )  # fmt: skip
 
 
 def _whiten(model: nn.Module, dataset: Dataset) -> None:
-    if dataset.kind != "images":
-        raise ConfigError("whiten is for images; leave --whiten out")
     images = Normalize(dataset.mean, dataset.std).apply(dataset.train.inputs[:_NUM_WHITENED], None)
     whiten_input_(model, images)
 

@@ -1,6 +1,8 @@
 """Which directory a run goes to, so that two runs are never mixed."""
 
+import itertools
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from scrimp.errors import CheckpointNotFoundError, ConfigError, FormatError, RunExistsError
@@ -11,7 +13,7 @@ RUNS_DIR = Path("runs")
 
 
 def choose_run_dir(config: TrainConfig, out: Path | None, *, resume: bool) -> Path:
-    """The directory for ``config``: ``out``, or the next free ``runs/RECIPE-NNN``; nothing is made yet.
+    """The directory for ``config``: ``out``, or the next free ``runs/RECIPE-NNN``, which is made.
 
     Raises: RunExistsError - another run, or this one without ``resume``, is there already.
         CheckpointNotFoundError - nothing to resume.
@@ -56,10 +58,14 @@ def read_config(run_dir: Path) -> TrainConfig:
 
 
 def _next_free(recipe: str) -> Path:
-    number = 1
-    while (RUNS_DIR / f"{_as_name(recipe)}-{number:03d}").exists():
-        number += 1
-    return RUNS_DIR / f"{_as_name(recipe)}-{number:03d}"
+    """The first free name, made at once: of two runs that start together, one gets the next."""
+    RUNS_DIR.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        candidate = RUNS_DIR / f"{_as_name(recipe)}-{number:03d}"
+        with suppress(FileExistsError):
+            candidate.mkdir()
+            return candidate
+    raise AssertionError
 
 
 def _as_name(recipe: str) -> str:

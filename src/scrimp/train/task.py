@@ -68,23 +68,25 @@ def build_loaders(
     The training loader gives this rank's part of every batch, the test loader whole batches.
     """
     if dataset.kind == "text":
+        _refuse_image_settings(config)
         train_rows, test_rows = _token_windows(dataset, config.context_length)
         train_targets = test_targets = None
-        changes: list[BatchTransform] = []
-        cutout: list[BatchTransform] = []
-        last: BatchTransform = RandomWindow(config.context_length + 1)
+        test_transforms: list[BatchTransform] = [RandomWindow(config.context_length + 1)]
+        train_transforms = test_transforms
     else:
         train_rows, test_rows = dataset.train.inputs, dataset.test.inputs
         train_targets, test_targets = dataset.train.targets, dataset.test.targets
-        changes, last = _augmentation(config), Normalize(dataset.mean, dataset.std, dtype=dtype)
-        cutout = [Cutout(config.cutout)] if config.cutout else []  # after Normalize: filled with the mean colour
+        test_transforms = [Normalize(dataset.mean, dataset.std, dtype=dtype)]
+        # cutout comes last: 0 is then the mean colour
+        cutout = [Cutout(config.cutout)] if config.cutout else []
+        train_transforms = [*_augmentation(config), *test_transforms, *cutout]
     _check_batch_size(config, len(train_rows), world_size)
     train = DeviceLoader(
         train_rows,
         train_targets,
         config.batch_size,
         sampler=sampler(len(train_rows)) if sampler else ShufflePlan(len(train_rows), seed=config.seed),
-        transforms=[*changes, last, *cutout, *transforms],
+        transforms=[*train_transforms, *transforms],
         seed=config.seed,
         drop_last=True,
         device=device,
@@ -96,10 +98,25 @@ def build_loaders(
         test_targets,
         min(_TEST_BATCH_SIZE, len(test_rows)),
         sampler=SequentialPlan(len(test_rows)),
-        transforms=[last],
+        transforms=test_transforms,
         device=device,
     )
     return train, test
+
+
+def _refuse_image_settings(config: TrainConfig) -> None:
+    chosen = [
+        f"--{name.replace('_', '-')}"
+        for name in ("crop_padding", "cutout", "label_smoothing", "whiten")
+        if getattr(config, name)
+    ]
+    chosen += ["--flip"] if config.flip != "none" else []
+    if chosen:
+        verb = "are" if len(chosen) > 1 else "is"
+        raise ConfigError(
+            f"{', '.join(chosen)} {verb} for images, but the data is text; "
+            "start from the recipe `text`, or turn them off"
+        )
 
 
 def _augmentation(config: TrainConfig) -> list[BatchTransform]:
@@ -107,7 +124,7 @@ def _augmentation(config: TrainConfig) -> list[BatchTransform]:
     if config.crop_padding:
         transforms.append(RandomCrop(config.crop_padding, mode=config.crop_mode))
     if config.flip != "none":
-        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
+        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip(config.seed))
     return transforms
 
 

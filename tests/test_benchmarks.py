@@ -1,0 +1,150 @@
+"""Each benchmark runs in a small setting and writes what it promises; what they measure is not judged here."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scrimp.train.recipes import fashion_mnist
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Import a script of the benchmarks folder, as a script beside it would."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in [path.stem for path in BENCHMARKS.glob("*.py")]:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def run_main(bench, monkeypatch, tmp_path, capsys):
+    """Run a script's ``main`` in this process; returns its result and what it printed."""
+
+    def run(name, *words):
+        module, out = bench(name), tmp_path / "result.json"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(out), *map(str, words)])
+        module.main()
+        return json.loads(out.read_text()), capsys.readouterr().out
+
+    return run
+
+
+def test_loop_overhead(run_main, bench, monkeypatch):
+    monkeypatch.setattr(bench("loop_overhead"), "keep_large_blocks", lambda: False)  # it is for the whole process
+    words = ["--models", "small-cnn:width=4", "--batch-size", 32, "--segments", 1, "--steps", 3, "--warmup", 1]
+    num_threads = torch.get_num_threads()
+    try:
+        result, _ = run_main("loop_overhead", *words)
+    finally:
+        torch.set_num_threads(num_threads)
+    (of_model,) = result["results"]
+    assert (of_model["model"], of_model["model_args"], of_model["batch_size"]) == ("small-cnn", {"width": 4}, 32)
+    assert of_model["weights_equal"] is True
+    assert of_model["ratio_cpu"]["n"] == 1
+    assert of_model["ratio_cpu"]["median"] > 0
+    assert {"cpu", "num_cores", "memory_bytes", "load_average"} <= result["hardware"].keys()
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_loop_overhead_notices_other_work(bench):
+    loop_overhead = bench("loop_overhead")
+    dataset = loop_overhead.synthetic_fashion_mnist(64, seed=0)
+    config = fashion_mnist().replace(model="small-cnn", model_args={"width": 4}, batch_size=8, precision="float32")
+    with torch.random.fork_rng():
+        jobs = [loop_overhead.build_job(config, dataset, torch.device("cpu"), None)]
+        jobs.append(loop_overhead.build_job(config, dataset, torch.device("cpu"), jobs[0].model.state_dict()))
+        loop_overhead.run_by_hand(jobs[0], 1, 3)
+        loop_overhead.run_ours(jobs[1], 1, 3)
+    loop_overhead.assert_same_work(*jobs)
+    with torch.no_grad():
+        next(jobs[0].model.parameters()).view(-1)[0] += 1e-6
+    with pytest.raises(AssertionError, match="the model of our loop differs"):
+        loop_overhead.assert_same_work(*jobs)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
+def test_peaks_are_those_of_a_process_of_its_own(bench, tmp_path):
+    memory = bench("memory")
+    synthetic = {"recipe": "digits", "seed": 0, "shape": [1, 8, 8], "num_classes": 10}
+    words = ["train", "digits", "--num-epochs", "0.1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    for task in ({"synthetic": synthetic}, {"words": words}):
+        peaks = memory._in_process(task, tmp_path)
+        # torch alone takes more than 100 MB; the parts are sampled, the whole is the kernel's
+        assert 100e6 < peaks["anonymous_bytes"] + peaks["file_bytes"] <= 1.2 * peaks["peak_bytes"]
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_memory_compares_with_the_synthetic_batch(run_main, bench, monkeypatch):
+    peak_bytes = iter([100e6, 350e6, 300e6, 120e6, 360e6, 330e6, 100e6, 400e6, 310e6])
+    parts = {"anonymous_bytes": 60, "file_bytes": 40}
+    monkeypatch.setattr(bench("memory"), "_in_process", lambda task, folder: {"peak_bytes": next(peak_bytes), **parts})
+    result, printed = run_main("memory", "--data", "/somebody/cifar10")
+    assert result["excess_bytes"]["warm"]["median"] == 210e6
+    assert result["excess_bytes"]["cold"]["median"] == 250e6
+    assert result["holds"] is True
+    assert result["data"] == ".../cifar10"
+    assert "warm: +210 MB" in printed
+
+
+def test_import_time(run_main, bench, monkeypatch):
+    import_time = bench("import_time")
+    measured = import_time._python(import_time.WITH_SCRIMP)
+    assert measured.keys() == {"torch", "scrimp"}
+    assert min(measured.values()) > 0
+
+    seconds = iter([9.0, 0.1, 0.5, 0.2])  # the first does not count
+    monkeypatch.setattr(
+        import_time,
+        "_python",
+        lambda program: {"torch": 1.0, "scrimp": next(seconds)} if "scrimp" in program else {"torch": 2.0},
+    )
+    result, printed = run_main("import_time", "--runs", 3)
+    assert result["seconds_beyond_torch"]["median"] == 0.2
+    assert result["torch_alone_seconds"]["median"] == 2.0
+    assert result["holds"] is True
+    assert printed.startswith("import scrimp: 0.200 s beyond torch")
+
+
+def test_recipes_runs_once_and_skips_what_is_done(run_main):
+    words = ["recipes", "--recipes", "digits", "--seeds", 3, "--flags", "--num-epochs", 0.2, "--model-args", "width=4"]
+    first, _ = run_main(*words)
+    again, printed = run_main(*words)
+    assert first == again
+    assert "digits, seed 3: in the file already" in printed
+    (run,) = first["runs"]
+    assert (run["recipe"], run["seed"]) == ("digits", 3)
+    assert run["summary"]["num_epochs"] == 0.2
+    assert run["run"] == "scrimp train digits --seed 3 --num-epochs 0.2 --model-args width=4"
+    (line,) = first["table"]
+    assert line["test_accuracy"]["median"] == pytest.approx(run["summary"]["test_accuracy"], rel=1e-5)
+
+
+def test_spread(bench):
+    environment = bench("environment")
+    assert environment.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == {
+        "n": 5, "median": 3.0, "quartile_1": 2.0, "quartile_3": 4.0, "min": 1.0, "max": 5.0,
+    }  # fmt: skip
+    assert environment.spread([2.0])["quartile_3"] == 2.0
+
+
+def test_results_name_no_private_folder(bench):
+    environment = bench("environment")
+    assert environment.without_home("/home/me/data/cifar10") == ".../cifar10"
+    assert environment.without_home("--seeds") == "--seeds"
+    for path in environment.RESULTS.glob("*.json"):
+        result = json.loads(path.read_text())
+        assert '"/' not in json.dumps(result), f"{path.name} names an absolute path"
+        assert " /" not in json.dumps(result), f"{path.name} names an absolute path"
+
+
+def test_every_claim_is_listed():
+    listed = (BENCHMARKS / "README.md").read_text()
+    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"environment.py"}
+    assert [name for name in scripts if f"| `{name}` |" not in listed] == []
+    assert len(listed.splitlines()) <= 40
