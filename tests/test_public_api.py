@@ -14,8 +14,13 @@ from scrimp.train.recipes import RECIPES
 
 NAMES = {
     "scrimp": [
-        "Rule", "StructureChange", "apply_structure_", "apply_structure_change", "checkpoints", "no_decay_rule",
-        "param_groups", "read_structure", "steps",
+        "InfoBatch", "Rule", "SamplePruner", "StructureChange", "apply_structure_", "apply_structure_change",
+        "checkpoints", "no_decay_rule", "param_groups", "read_structure", "samples", "steps",
+    ],
+    "scrimp.samples": [
+        "Budget", "DynamicRandom", "EpochReport", "EpsilonGreedy", "InfoBatch", "MeanThreshold", "OrderDP",
+        "Quantiles", "Rule", "RunReport", "SamplePruner", "ScoreView", "StaticRandom", "StaticTop",
+        "UpperConfidenceBound", "Visits", "mean", "median", "winsorized_mean",
     ],
     "scrimp.steps": [
         "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "Normalize", "Padding", "RandomCrop",

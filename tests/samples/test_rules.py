@@ -7,7 +7,6 @@ from tests.reference.rules import RULES, view_of
 from scrimp import SamplePruner
 from scrimp.errors import ConfigError
 from scrimp.samples import (
-    ONE,
     Budget,
     DynamicRandom,
     EpsilonGreedy,
@@ -110,7 +109,3 @@ BAD = [
 def test_impossible_settings_are_refused(number):
     with pytest.raises(ConfigError):
         BAD[number]()
-
-
-def test_one_is_exact():
-    assert ONE == 2**30

@@ -4,7 +4,7 @@
 with the published rule.
 """
 
-from scrimp.samples.draw import ONE, Visits
+from scrimp.samples.draw import Visits
 from scrimp.samples.pruner import InfoBatch, SamplePruner
 from scrimp.samples.report import EpochReport, RunReport
 from scrimp.samples.rules.budget import Budget
@@ -20,7 +20,6 @@ from scrimp.samples.rules.static_top import StaticTop
 from scrimp.samples.rules.ucb import UpperConfidenceBound
 
 __all__ = [
-    "ONE",
     "Budget",
     "DynamicRandom",
     "EpochReport",

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrimp import SamplePruner
-from scrimp.samples import ONE, Budget, ScoreView
+from scrimp.samples import Budget, ScoreView
+from scrimp.samples.draw import ONE
 
 
 @st.composite

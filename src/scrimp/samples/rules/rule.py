@@ -50,7 +50,7 @@ class ScoreView:
         return self.draw_units(units_of(probabilities))
 
     def draw_units(self, units: Int[Tensor, " samples"]) -> Visits:
-        """As ``draw``, with probabilities in exact units of ``scrimp.samples.ONE``."""
+        """As ``draw``, with probabilities in exact units of ``scrimp.samples.draw.ONE``."""
         return draw_systematic(units, self.generator("draw"))
 
     def take(self, indices: Int[Tensor, " visits"]) -> Visits:
