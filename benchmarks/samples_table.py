@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from environment import RESULTS, facts, write_result
@@ -67,6 +67,7 @@ class Row:
     rule: Rule | None = None
     shortened: bool = False
     anneal: float = 0.125
+    scale: Literal["sum", "constant"] = "constant"
     num_full_first: int = 1  # for all rows with weights, so that they make the same visits
 
 
@@ -76,12 +77,13 @@ def rows_for(keep: float, *, all_rules: bool) -> list[Row]:
         Row("full"),
         Row("shortened", shortened=True),
         Row("dynamic random", DynamicRandom(keep)),
-        Row("InfoBatch", MeanThreshold(prune_ratio=min(0.95, 2 * (1 - keep)))),
+        Row("InfoBatch", MeanThreshold(min(0.95, 2 * (1 - keep))), scale="sum"),
         Row("budget", Budget(keep)),
     ]
     if all_rules:
         rows += [
-            Row("quantiles", Quantiles()),
+            Row("InfoBatch, constant scale", MeanThreshold(min(0.95, 2 * (1 - keep)))),
+            Row("quantiles", Quantiles(), scale="sum"),
             Row("budget, square root", Budget(keep, power=0.5)),
             Row("budget, smoothed", Budget(keep, momentum=0.5)),
             Row("static random", StaticRandom(keep), anneal=0.0, num_full_first=0),
@@ -117,6 +119,7 @@ def train_one(config: TrainConfig, dataset: Dataset, row: Row, keep: float) -> d
             row.rule,
             anneal=row.anneal,
             num_full_first=row.num_full_first,
+            scale=row.scale,
             seed=config.seed,
         )
         return pruner

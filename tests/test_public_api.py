@@ -46,10 +46,10 @@ TRAIN_FLAGS = [
     "--accumulation", "--batch-size", "--beta2", "--bias-scale", "--checkpoint-every", "--clip-norm",
     "--context-length", "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic",
     "--device", "--evaluate-every", "--final-learning-rate", "--flip", "--freeze-bn-scale", "--help",
-    "--keep-checkpoints", "--label-smoothing", "--learning-rate", "--log-every", "--model", "--model-args",
+    "--keep", "--keep-checkpoints", "--label-smoothing", "--learning-rate", "--log-every", "--model", "--model-args",
     "--momentum", "--no-deterministic", "--no-freeze-bn-scale", "--no-tensorboard", "--no-whiten", "--num-epochs",
-    "--optimizer", "--out", "--precision", "--resume", "--seed", "--tensorboard", "--threads", "--wandb",
-    "--warmup", "--weight-decay", "--whiten",
+    "--optimizer", "--out", "--precision", "--prune-ratio", "--resume", "--sample-rule", "--seed", "--tensorboard",
+    "--threads", "--wandb", "--warmup", "--weight-decay", "--whiten",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",

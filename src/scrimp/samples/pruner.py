@@ -73,8 +73,9 @@ class SamplePruner(PlanSampler):
         num_full_first - full epochs at the beginning; 1 for rules that need scores, else 0.
         seed - names the run's random choices. scale - what ``reduce`` returns in expectation. "sum" (the paper):
         a step's gradient grows by num_samples / visits as the steps become fewer, so that an epoch of SGD moves as far
-        as without pruning. "constant": the mean loss, for optimizers that do not care for the gradient's
-        scale (Adam, LAMB, sign methods) and for gradient clipping.
+        as without pruning; at half of the visits that is like twice the learning rate. "constant": the mean loss, for
+        optimizers that do not care for the gradient's scale (Adam, LAMB, sign methods), for gradient clipping, and
+        where the learning rate is near the largest that works.
         rank, world_size - if not those of torch.distributed.
     Raises: ConfigError - an impossible value, a data set in the place of its length, or a schedule in which no epoch
         could be pruned.

@@ -78,6 +78,8 @@ class Journal:
             return
         with self.clock("checkpoint"):
             self.metrics.check_finite()
+            for prepare in self.job.seams.before_save:
+                prepare()
             rng = from_all_ranks(capture_global_rng())
             if is_main():
                 report = self.checkpoints.save(

@@ -25,6 +25,7 @@ from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import summarize, write_model
 from scrimp.train.parallel import from_all_ranks, local_rank
+from scrimp.train.pruning import with_pruning
 from scrimp.train.run_dir import choose_run_dir
 from scrimp.train.task import Task, build_loaders
 
@@ -71,6 +72,7 @@ def run(
     Raises: ConfigError, DataError, RunExistsError (``out`` holds another run), CheckpointNotFoundError (nothing to
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
+    seams = with_pruning(config, seams or Seams())
     device = choose_device(config.device, local_rank=local_rank())
     autocast = choose_autocast(config.precision, device)
     dataset = _load_once(config.data, on_data)
@@ -80,7 +82,7 @@ def run(
             torch.set_num_threads(config.threads)
         settings.enter_context(deterministic_kernels(config.deterministic))
         settings.enter_context(seeded(config.seed, device))
-        job = _build_job(config, dataset, device, autocast, seams or Seams())
+        job = _build_job(config, dataset, device, autocast, seams)
         torch.manual_seed(config.seed + rank())  # noqa: TID251 - inside `seeded`; dropout differs between ranks
         run_dir = from_all_ranks(str(choose_run_dir(config, out, resume=resume)) if is_main() else None)[0]
         return _train_in(Path(run_dir), job, dataset, resume, on_start, on_step, should_stop)
