@@ -42,11 +42,13 @@ def draw_systematic(units: Int[Tensor, " samples"], generator: torch.Generator) 
     reached = units_in_order.cumsum(0, dtype=torch.int64)
     reached += torch.randint(ONE, (1,), generator=generator)
     reached >>= _BITS
-    positions = np.flatnonzero(np.diff(reached.numpy(), prepend=0))
-    taken = torch.from_numpy(positions)
+    is_taken = torch.empty(num_samples, dtype=torch.bool)
+    is_taken[:1] = reached[:1] != 0
+    torch.ne(reached[1:], reached[:-1], out=is_taken[1:])
+    taken = torch.from_numpy(np.flatnonzero(is_taken.numpy()))  # several times faster than torch's nonzero
     taken_units = units_in_order.index_select(0, taken)
     indices = order.index_select(0, taken).to(torch.int64)
-    if bool((taken_units == ONE).all()):
+    if not taken_units.numel() or int(taken_units.min()) == ONE:
         return Visits(indices)
     return Visits(indices, (ONE / taken_units.double()).float())
 

@@ -1,5 +1,6 @@
 """Where the middle of the scores is: three answers for ``MeanThreshold(center=...)``."""
 
+import numpy as np
 import torch
 from jaxtyping import BFloat16
 from torch import Tensor
@@ -9,7 +10,7 @@ from scrimp.samples.score_codes import Histogram
 
 def mean(scores: BFloat16[Tensor, " samples"]) -> float:
     """The mean of all scores; samples without one (NaN) are left out. NaN if there is none at all."""
-    known = scores.numel() - int(scores.isnan().sum())
+    known = scores.numel() - np.count_nonzero(scores.isnan().numpy())
     # float64 adds 16-bit scores without rounding, so the mean of equal scores is that score and none lies below it
     return float(scores.nansum(dtype=torch.float64)) / known if known else float("nan")
 

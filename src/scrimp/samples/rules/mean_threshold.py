@@ -35,5 +35,5 @@ class MeanThreshold(Rule):
     def select(self, view: ScoreView) -> Visits:
         """The samples at or above the centre and some of those below."""
         is_easy = view.scores < self.center(view.tracks[0])
-        kept = torch.tensor(max(1, round((1 - self.prune_ratio) * ONE)), dtype=torch.int32)
-        return view.draw_units(torch.where(is_easy, kept, torch.tensor(ONE, dtype=torch.int32)))
+        kept = max(1, round((1 - self.prune_ratio) * ONE))
+        return view.draw_units(is_easy.to(torch.int32).mul_(kept - ONE).add_(ONE))  # `where` takes 15 times as long

@@ -41,6 +41,7 @@ class Quantiles(Rule):
         scores = view.scores
         units = torch.full((view.num_samples,), ONE, dtype=torch.int32)
         thresholds = Histogram.of(view.tracks[0]).quantiles(self.levels)
-        for threshold, keep in sorted(zip(thresholds, self.keep, strict=True), key=lambda pair: -pair[0]):
-            units.masked_fill_(scores < threshold, max(1, round(keep * ONE)))
+        bands = [max(1, round(keep * ONE)) for keep in self.keep]
+        for threshold, band, above in zip(thresholds, bands, [*bands[1:], ONE], strict=True):
+            units += (scores < threshold).to(torch.int32).mul_(band - above)
         return view.draw_units(units)
