@@ -147,6 +147,29 @@ def test_spread(bench):
     assert environment.spread([2.0])["quartile_3"] == 2.0
 
 
+def test_samples_cost(run_main):
+    result, printed = run_main("samples_cost", "--num-samples", 5000, "--repeats", 1, "--blocks", 1)
+    assert set(result["planning"][0]["rules"]) == {"MeanThreshold", "Quantiles", "Budget", "official"}
+    assert result["planning"][0]["rules"]["Budget"]["resident_bytes_per_sample"] == 4
+    assert result["claims"]["resident_bytes_per_sample_at_most_8"]
+    assert "reduce adds" in printed
+
+
+def test_samples_table_goes_on_where_it_stopped(run_main, tmp_path):
+    words = ["--num-epochs", 4, "--runs", tmp_path / "runs.jsonl", "--keep", 0.5]
+    result, _ = run_main("samples_table", *words, "--seeds", 1)
+    rows = ["full", "shortened", "dynamic random", "InfoBatch", "budget"]
+    assert [entry["row"] for entry in result["table"]] == rows
+    result, printed = run_main("samples_table", *words, "--seeds", 2)
+    assert printed.count("seed 1") == 5
+    assert "seed 0" not in printed
+    by_row = {entry["row"]: entry for entry in result["table"]}
+    assert by_row["budget"]["minus_full"]["n"] == by_row["budget"]["minus_shortened"]["n"] == 2
+    assert by_row["full"]["visits_saved"] == 0
+    for row in ("shortened", "dynamic random", "budget"):
+        assert by_row[row]["visits_saved"] == pytest.approx(0.25, abs=0.03)
+
+
 def test_results_name_no_private_folder(bench):
     environment = bench("environment")
     assert environment.without_home("/home/me/data/cifar10") == ".../cifar10"

@@ -14,8 +14,13 @@ from scrimp.train.recipes import RECIPES
 
 NAMES = {
     "scrimp": [
-        "Rule", "StructureChange", "apply_structure_", "apply_structure_change", "checkpoints", "no_decay_rule",
-        "param_groups", "read_structure", "steps",
+        "InfoBatch", "Rule", "SamplePruner", "StructureChange", "apply_structure_", "apply_structure_change",
+        "checkpoints", "no_decay_rule", "param_groups", "read_structure", "samples", "steps",
+    ],
+    "scrimp.samples": [
+        "Budget", "DynamicRandom", "EpochReport", "EpsilonGreedy", "InfoBatch", "MeanThreshold", "OrderDP",
+        "Quantiles", "Rule", "RunReport", "SamplePruner", "ScoreView", "StaticRandom", "StaticTop",
+        "UpperConfidenceBound", "Visits", "mean", "median", "winsorized_mean",
     ],
     "scrimp.steps": [
         "AlternatingFlip", "Batch", "BatchTransform", "Cutout", "DeviceLoader", "EarlyFreeze", "GhostBatchNorm1d",
@@ -44,10 +49,11 @@ TRAIN_FLAGS = [
     "--accumulation", "--batch-size", "--beta2", "--bias-scale", "--checkpoint-every", "--clip-norm",
     "--context-length", "--crop-mode", "--crop-padding", "--cutout", "--data", "--decay", "--deterministic",
     "--device", "--evaluate-every", "--final-learning-rate", "--flip", "--freeze-bn-scale", "--help",
-    "--keep-checkpoints", "--label-smoothing", "--learning-rate", "--log-every", "--lookahead", "--lr", "--model",
-    "--model-args", "--momentum", "--no-deterministic", "--no-freeze-bn-scale", "--no-lookahead",
-    "--no-tensorboard", "--no-whiten", "--num-epochs", "--optimizer", "--out", "--precision", "--resume", "--seed",
-    "--tensorboard", "--threads", "--wandb", "--warmup", "--weight-decay", "--whiten",
+    "--keep", "--keep-checkpoints", "--label-smoothing", "--learning-rate", "--log-every", "--lookahead", "--lr",
+    "--model", "--model-args", "--momentum", "--no-deterministic", "--no-freeze-bn-scale", "--no-lookahead",
+    "--no-tensorboard", "--no-whiten", "--num-epochs", "--optimizer", "--out", "--precision", "--prune-ratio",
+    "--resume", "--sample-rule", "--seed", "--tensorboard", "--threads", "--wandb", "--warmup", "--weight-decay",
+    "--whiten",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",

@@ -1,6 +1,7 @@
 """scrimp: cheaper training, in samples, steps, bits and checkpoint bytes."""
 
 from scrimp import checkpoints as checkpoints
+from scrimp import samples as samples
 from scrimp import steps as steps
 from scrimp._core.param_groups import Rule as Rule
 from scrimp._core.param_groups import no_decay_rule as no_decay_rule
@@ -9,11 +10,15 @@ from scrimp._core.structure import StructureChange as StructureChange
 from scrimp._core.structure import apply_structure_ as apply_structure_
 from scrimp._core.structure import apply_structure_change as apply_structure_change
 from scrimp._core.structure import read_structure as read_structure
+from scrimp.samples import InfoBatch as InfoBatch
+from scrimp.samples import SamplePruner as SamplePruner
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "InfoBatch",
     "Rule",
+    "SamplePruner",
     "StructureChange",
     "apply_structure_",
     "apply_structure_change",
@@ -21,5 +26,6 @@ __all__ = [
     "no_decay_rule",
     "param_groups",
     "read_structure",
+    "samples",
     "steps",
 ]

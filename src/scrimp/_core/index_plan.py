@@ -75,6 +75,11 @@ class PlanSampler(Sampler[int]):
         """The present epoch, from 0."""
         return self._epoch
 
+    @property
+    def num_visits(self) -> int:
+        """Visits of the present epoch, over all ranks and from its beginning; ``len`` may be a part of that."""
+        return len(self)
+
     def set_epoch(self, epoch: int) -> None:
         """Go to another epoch. Raises: ConfigError - negative or no integer."""
         self._epoch = _checked_epoch(epoch)

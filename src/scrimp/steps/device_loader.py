@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from scrimp._core import ranks
-from scrimp._core.index_plan import IndexPlan, ShufflePlan, as_index_plan
+from scrimp._core.index_plan import IndexPlan, PlanSampler, ShufflePlan, as_index_plan
 from scrimp._core.rng import generator
 from scrimp.errors import ConfigError, DataError
 from scrimp.steps.batch import Batch, BatchTransform
@@ -169,6 +169,8 @@ class DeviceLoader:
         }
 
     def _num_planned(self) -> int:
+        if isinstance(self.plan, PlanSampler):
+            return self.plan.num_visits
         return len(self.plan) if isinstance(self.plan, Sized) else self.plan.epoch_indices().numel()
 
     def _global_sizes(self, num_planned: int) -> list[int]:

@@ -48,6 +48,14 @@ class TrainConfig:
     cutout: int = _setting(0, "side of a random square that is blanked in each image, pixels; 0 for none", "data")
     context_length: int = _setting(128, "text: tokens that a sample spans", "data")
 
+    sample_rule: Literal["none", "mean", "quantiles", "budget", "random"] = _setting(
+        "none", "which samples an epoch leaves out, unbiased: mean is InfoBatch, budget an exact number", "samples"
+    )
+    prune_ratio: float | None = _setting(
+        None, "mean: fraction of the samples below the mean loss that an epoch leaves out (0.5)", "samples"
+    )
+    keep: float | None = _setting(None, "budget, random: fraction of the samples that an epoch visits (0.6)", "samples")
+
     model: str = _setting(
         "small-cnn",
         "small-cnn, resnet9, airbench, resnet18, vit, gpt, or MODULE:FUNCTION that returns a module",

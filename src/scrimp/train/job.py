@@ -40,6 +40,7 @@ class Seams:
     - ``reduce`` makes one loss of losses of shape (batch,); ``batch.index`` says which samples they belong to.
     - ``penalty`` is added to it once per step.
     - ``after_step`` is called after the optimizer's step, with the number of steps done.
+    - ``before_save`` is called on every rank before the main one saves a checkpoint, to tell it what only they know.
 
     ``state`` is what they have to keep in checkpoints, by name; the sampler's state is kept with the loader's.
     """
@@ -49,6 +50,7 @@ class Seams:
     reduce: Callable[[Tensor, Batch], Tensor] = mean_loss
     penalty: Callable[[nn.Module], Tensor] | None = None
     after_step: tuple[Callable[[int], None], ...] = ()
+    before_save: tuple[Callable[[], None], ...] = ()
     state: Mapping[str, Stateful] = field(default_factory=dict)
 
 

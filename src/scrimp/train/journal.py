@@ -86,6 +86,8 @@ class Journal:
         with self.clock("checkpoint"):
             self.metrics.check_finite()
             self._check_weights_are_finite()
+            for prepare in self.job.seams.before_save:
+                prepare()
             rng = from_all_ranks(capture_global_rng())
             if is_main():
                 report = self.checkpoints.save(

@@ -11,7 +11,7 @@ from torch import nn
 from scrimp._core.ranks import is_main, rank, world_size
 from scrimp._core.state_tree import flatten_state
 from scrimp.checkpoints import ExactCheckpoints
-from scrimp.errors import ScrimpError
+from scrimp.errors import ConfigError, ScrimpError
 from scrimp.report.page import require_page_libraries, write_page
 from scrimp.report.record import RunStatus, read_run
 from scrimp.report.summary import Summary
@@ -28,6 +28,7 @@ from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import summarize, write_model
 from scrimp.train.parallel import local_rank, on_main
+from scrimp.train.pruning import with_pruning
 from scrimp.train.run_dir import choose_run_dir, locked
 from scrimp.train.task import Task, build_loaders
 
@@ -76,6 +77,7 @@ def run(
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
     require_page_libraries()
+    seams = with_pruning(config, seams or Seams())
     device = choose_device(config.device, local_rank=local_rank())
     autocast = choose_autocast(config.precision, device)
     dataset = _load_once(config.data, on_data)
@@ -85,7 +87,7 @@ def run(
             torch.set_num_threads(config.threads)
         settings.enter_context(deterministic_kernels(config.deterministic))
         settings.enter_context(seeded(config.seed, device))
-        job = _build_job(config, dataset, device, autocast, seams or Seams())
+        job = _build_job(config, dataset, device, autocast, seams)
         torch.manual_seed(config.seed + rank())  # noqa: TID251 - inside `seeded`; dropout differs between ranks
         run_dir = on_main(lambda: choose_run_dir(config, out, resume=resume))
         if is_main():
@@ -121,6 +123,8 @@ def _build_job(
     if config.freeze_bn_scale:
         freeze_bn_scale_(model)
     if config.lookahead:
+        if seams.sampler is not None:
+            raise ConfigError("lookahead has to know the number of steps, which pruning changes; turn one of them off")
         seams = with_lookahead(seams, model, total_steps(config.num_epochs, len(loader)))
     flatten_state(model.state_dict())  # refuses now what no checkpoint could hold
     model.to(device)

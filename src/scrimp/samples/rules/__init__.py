@@ -1,0 +1,1 @@
+"""Rules: one small class each, in a file of its own."""

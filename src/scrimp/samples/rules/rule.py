@@ -1,0 +1,131 @@
+"""What a rule is, and what it is shown."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import BFloat16, Bool, Float, Int
+from torch import Tensor
+
+from scrimp._core.rng import generator
+from scrimp.errors import ConfigError
+from scrimp.samples.draw import Visits, draw_systematic, shuffled, units_of
+
+
+@dataclass(frozen=True)
+class ScoreView:
+    """What is known of the samples when an epoch is planned. Rules read it and change nothing."""
+
+    tracks: BFloat16[Tensor, "tracks samples"]
+    """What the rule's ``update`` keeps per sample; NaN for a sample that has no score yet."""
+    last_visit: Int[Tensor, " samples"]
+    """The epoch in which each sample was last visited; -1 for never."""
+    epoch: int
+    seed: int
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the data set."""
+        return self.last_visit.numel()
+
+    @property
+    def scores(self) -> Float[Tensor, " samples"]:
+        """The first track in float32; NaN for a sample that has no score yet."""
+        return self.tracks[0].float()
+
+    def generator(self, *stream: int | str) -> torch.Generator:
+        """A random stream of this run, epoch and name; ask for one name only once."""
+        return generator(self.seed, "samples", self.epoch, *stream)
+
+    def run_generator(self, *stream: int | str) -> torch.Generator:
+        """A random stream of this run and name, the same in every epoch."""
+        return generator(self.seed, "samples", "run", *stream)
+
+    def draw(self, probabilities: Float[Tensor, " samples"]) -> Visits:
+        """Visit each sample with its probability, weighted by the inverse: unbiased, whatever the probabilities.
+
+        Raises: ConfigError - a probability is not in (0, 1].
+        """
+        return self.draw_units(units_of(probabilities))
+
+    def draw_units(self, units: Int[Tensor, " samples"]) -> Visits:
+        """As ``draw``, with probabilities in exact units of ``scrimp.samples.draw.ONE``."""
+        return draw_systematic(units, self.generator("draw"))
+
+    def take(self, indices: Int[Tensor, " visits"]) -> Visits:
+        """Visit exactly these samples, in random order, all with weight 1: biased towards them."""
+        return Visits(shuffled(indices, self.generator("order")))
+
+
+class Rule(ABC):
+    """Which samples an epoch visits, as a function of their scores. A rule is a small frozen dataclass.
+
+    A rule of your own derives from this class, says whether it is unbiased, and has one method::
+
+        @dataclass(frozen=True)
+        class HalfOfTheEasy(Rule):
+            unbiased: ClassVar[bool] = True
+
+            def select(self, view):
+                easy = view.scores < view.scores.nanmedian()
+                return view.draw(torch.where(easy, 0.5, 1.0))
+
+    It has to be a pure function of the view: all ranks plan for themselves. A sample without a score (NaN) should be
+    visited. ``scrimp.testing`` and the table in ``tests/samples/test_rules.py`` are what it should pass.
+    """
+
+    unbiased: ClassVar[bool]
+    """Whether the weighted loss has the expectation of the full data set's, given the scores."""
+    needs_scores: ClassVar[bool] = True
+    """Whether the first epoch has to visit every sample, to learn the scores."""
+    num_tracks: ClassVar[int] = 1
+    """Numbers kept per sample, 2 bytes each. The first one is the score."""
+
+    @abstractmethod
+    def select(self, view: ScoreView) -> Visits:
+        """The visits of ``view.epoch``, with weights. Only called for epochs that may be pruned."""
+
+    def num_visits(self, num_samples: int) -> int | None:
+        """How many visits a pruned epoch makes, if that is known beforehand."""
+        return None
+
+    def update(
+        self,
+        tracks: Float[Tensor, "tracks visited"],
+        observed: Float[Tensor, " visited"],
+        is_first: Bool[Tensor, " visited"],
+        epoch: int,
+    ) -> Float[Tensor, "tracks visited"]:
+        """What is kept of the samples that were visited in ``epoch`` with the finite scores ``observed``.
+
+        Args: tracks - what was kept before, NaN where ``is_first``. The default keeps the last observation.
+        """
+        return observed.unsqueeze(0)
+
+
+def smoothed(
+    before: Float[Tensor, " visited"],
+    observed: Float[Tensor, " visited"],
+    is_first: Bool[Tensor, " visited"],
+    momentum: float,
+) -> Float[Tensor, " visited"]:
+    """``momentum * before + (1 - momentum) * observed``, and the first observation as it is."""
+    return torch.where(is_first, observed, torch.lerp(observed, before, momentum))
+
+
+def check_fraction(name: str, value: float, *, zero: bool = False, one: bool = False) -> None:
+    """Refuse what is not in (0, 1); ``zero`` and ``one`` open the ends. Raises: ConfigError."""
+    fits = isinstance(value, int | float) and (0 < value < 1 or (zero and value == 0) or (one and value == 1))
+    if not fits:
+        raise ConfigError(f"{name} is {value!r}; it has to lie in {'[' if zero else '('}0, 1{']' if one else ')'}")
+
+
+def rounded_count(keep: float, num_samples: int) -> int:
+    """``keep`` of the samples as a whole number, at least 1."""
+    return max(1, round(keep * num_samples))
+
+
+def hardest_first(scores: Float[Tensor, " samples"]) -> Int[Tensor, " samples"]:
+    """Samples by falling score, those without a score before all others; ties by index."""
+    return scores.nan_to_num(nan=float("inf")).argsort(descending=True, stable=True)

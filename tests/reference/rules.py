@@ -1,0 +1,64 @@
+"""The rules that every test over all rules goes through, and scores to show them."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import torch
+
+from scrimp.samples import (
+    Budget,
+    DynamicRandom,
+    EpsilonGreedy,
+    MeanThreshold,
+    OrderDP,
+    Quantiles,
+    Rule,
+    ScoreView,
+    StaticRandom,
+    StaticTop,
+    UpperConfidenceBound,
+    median,
+)
+
+NUM_SAMPLES = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfOfTheEasy(Rule):
+    """The example in Rule's documentation."""
+
+    unbiased: ClassVar[bool] = True
+
+    def select(self, view):
+        easy = view.scores < view.scores.nanmedian()
+        return view.draw(torch.where(easy, 0.5, 1.0))
+
+
+RULES = {
+    "mean": MeanThreshold(),
+    "mean, 0.7": MeanThreshold(0.7),
+    "median": MeanThreshold(0.3, center=median),
+    "quantiles": Quantiles(),
+    "budget": Budget(0.6),
+    "budget, steep": Budget(0.3, max_weight=8, power=2, momentum=0.5),
+    "dynamic random": DynamicRandom(0.45),
+    "third party": HalfOfTheEasy(),
+    "static random": StaticRandom(0.5),
+    "static top": StaticTop(0.5, after=1),
+    "epsilon-greedy": EpsilonGreedy(0.5, 0.2),
+    "upper confidence bound": UpperConfidenceBound(0.5),
+    "OrderDP": OrderDP(),
+}
+UNBIASED = [name for name, rule in RULES.items() if rule.unbiased]
+BIASED = [name for name, rule in RULES.items() if not rule.unbiased]
+
+
+def view_of(rule, epoch, num_samples=NUM_SAMPLES, seed=3, unscored=0):
+    """Lognormal scores; waits of 0 to 6 epochs."""
+    random = torch.Generator().manual_seed(11)
+    scores = torch.randn(num_samples, generator=random).exp().bfloat16()
+    scores[:unscored] = math.nan
+    tracks = torch.stack([scores, *[0.3 * scores] * (rule.num_tracks - 1)])
+    waits = torch.randint(0, 7, (num_samples,), generator=random)
+    return ScoreView(tracks, (epoch - 1 - waits).clamp(min=-1).to(torch.int32), epoch, seed)

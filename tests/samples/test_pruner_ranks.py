@@ -1,0 +1,148 @@
+"""Two gloo ranks: the same plans and scores everywhere, equal steps, and a resume on another number of ranks."""
+
+import pytest
+import torch
+from tests.reference.pruned_loops import Numbered, loss_of
+from torch.utils.data import DataLoader
+
+import scrimp
+from scrimp._core import ranks
+from scrimp.errors import DataError
+from scrimp.samples import Budget, MeanThreshold
+from scrimp.testing import assert_same_state, check_ranks_agree, copy_state, run_ranks
+
+NUM_SAMPLES, NUM_EPOCHS, GLOBAL_BATCH = 45, 5, 6
+RULES = [MeanThreshold(), Budget(0.5)]
+
+
+def train(pruner, num_ranks, num_steps):
+    """That many global steps; per step the samples of all ranks, and the loss over all of them."""
+    loader = DataLoader(Numbered(NUM_SAMPLES), batch_size=GLOBAL_BATCH // num_ranks, sampler=pruner, drop_last=True)
+    log = []
+    while len(log) < num_steps:
+        for index, _ in loader:
+            loss = pruner.reduce(loss_of(index, pruner._epoch))
+            log.append((pruner._epoch, index, loss))
+            if len(log) == num_steps:
+                break
+    together = []
+    for epoch, index, loss in log:
+        samples = torch.cat(ranks.all_gather_ints(index)).sort().values
+        together.append((epoch, samples, ranks.all_reduce_sum_(loss.double()) / num_ranks))
+    return together
+
+
+def whole_run(rank, rule_number, num_steps):
+    pruner = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, RULES[rule_number])
+    log = train(pruner, ranks.world_size(), num_steps)
+    pruner.sync_scores()
+    return {"log": log, "state": pruner.state_dict()}
+
+
+def resumed_run(rank, rule_number, state, num_steps):
+    pruner = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, RULES[rule_number])
+    pruner.load_state_dict(state)
+    return train(pruner, ranks.world_size(), num_steps)
+
+
+def same_log(actual, expected):
+    assert [(epoch, samples.tolist()) for epoch, samples, _ in actual] == [
+        (epoch, samples.tolist()) for epoch, samples, _ in expected
+    ]
+    for (_, _, loss), (_, _, other) in zip(actual, expected, strict=True):
+        assert float(loss) == pytest.approx(float(other), rel=1e-6)
+
+
+@pytest.mark.parametrize("rule_number", range(len(RULES)))
+def test_two_ranks_agree_and_do_what_one_does(rule_number):
+    """To the middle of an epoch; then on with one rank, and from one rank on with two."""
+    two = check_ranks_agree(whole_run, rule_number, 16)
+    one = whole_run(0, rule_number, 16)
+    same_log(two["log"], one["log"])
+    assert two["log"][-1][0] == 2 + rule_number
+    assert two["state"]["fresh"] is not None
+    assert_same_state(two["state"]["scores"], one["state"]["scores"])
+    assert_same_state(two["state"]["fresh"], one["state"]["fresh"])
+
+    whole = whole_run(0, rule_number, 24)["log"]
+    same_log(one["log"] + resumed_run(0, rule_number, copy_state(two["state"]), 8), whole)
+    same_log(one["log"] + check_ranks_agree(resumed_run, rule_number, one["state"], 8), whole)
+
+
+def save_without_sharing(rank):
+    pruner = scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS)
+    pruner.reduce(torch.ones(2), index=torch.tensor([rank, rank + 2]))
+    pruner.state_dict()
+
+
+def test_a_state_within_an_epoch_needs_the_other_ranks():
+    with pytest.raises(AssertionError, match="call sync_scores"):
+        run_ranks(save_without_sharing)
+
+
+def plan_with_a_seed_of_its_own(rank):
+    iter(scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS, seed=rank))
+
+
+def test_plans_that_differ_are_found():
+    with pytest.raises(AssertionError, match="the plan of epoch 0 is not the same on all ranks"):
+        run_ranks(plan_with_a_seed_of_its_own)
+
+
+def count_collectives(rank):
+    """Collectives within steps, and in going on to the next epoch."""
+    pruner = scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS)
+    calls = []
+    gather = ranks.all_gather_ints
+    ranks.all_gather_ints = lambda values: calls.append(values.dtype) or gather(values)
+    batches = iter(DataLoader(Numbered(NUM_SAMPLES), batch_size=5, sampler=pruner))
+    within = []
+    for index, _ in batches:
+        before = len(calls)
+        pruner.reduce(loss_of(index, 0))
+        within.append(len(calls) - before)
+    before = len(calls)
+    pruner.set_epoch(1)
+    return {"within": within, "between": [str(dtype) for dtype in calls[before:]]}
+
+
+def test_no_collective_per_step_and_one_gather_of_integers_per_epoch():
+    result = check_ranks_agree(count_collectives)
+    assert result["within"] == [0] * 5
+    assert result["between"] == ["torch.int64"]
+
+
+def index_of_another_sample(rank):
+    pruner = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, Budget(0.5))
+    for epoch in range(2):
+        pruner.set_epoch(epoch)
+        index = pruner.epoch_indices()[rank::2]
+        if epoch == 1 and rank == 1:
+            index = torch.tensor(sorted(set(range(NUM_SAMPLES)) - set(pruner.epoch_indices().tolist())))[:2]
+        pruner.reduce(torch.ones(len(index)), index=index)
+    try:
+        pruner.set_epoch(2)
+    except DataError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+def test_a_stray_sample_is_an_error_on_every_rank():
+    assert "which epoch 1 does not visit" in check_ranks_agree(index_of_another_sample)
+
+
+def explicit_share(rank):
+    """A wrapper shards by itself: the pruner hands out everything, and losses come with their index."""
+    pruner = scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS, rank=0, world_size=1)
+    loader = DataLoader(Numbered(NUM_SAMPLES), batch_size=5, sampler=pruner)
+    for epoch in range(3):
+        for number, (index, _) in enumerate(loader):
+            if number % 2 == rank:
+                pruner.reduce(loss_of(index, epoch), index=index)
+    pruner.set_epoch(3)
+    return pruner.state_dict()["scores"]
+
+
+def test_sharding_from_outside_by_index():
+    scores = check_ranks_agree(explicit_share)
+    assert not scores.isnan().any()

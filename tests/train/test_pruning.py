@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+from tests.reference.runs import STEPS_PER_EPOCH, last_state, run_until, tiny
+
+from scrimp._core.index_plan import ShufflePlan
+from scrimp.errors import ConfigError
+from scrimp.report.record import read_run
+from scrimp.samples import Budget, DynamicRandom, MeanThreshold, Quantiles, SamplePruner
+from scrimp.testing import assert_same_state
+from scrimp.train.job import Seams
+from scrimp.train.pruning import rule_of, with_pruning
+from scrimp.train.run import run
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({}, None),
+        ({"prune_ratio": 0.3}, MeanThreshold(0.3)),
+        ({"keep": 0.7}, Budget(0.7)),
+        ({"sample_rule": "mean"}, MeanThreshold(0.5)),
+        ({"sample_rule": "mean", "prune_ratio": 0.6}, MeanThreshold(0.6)),
+        ({"sample_rule": "quantiles"}, Quantiles()),
+        ({"sample_rule": "budget"}, Budget(0.6)),
+        ({"sample_rule": "random", "keep": 0.4}, DynamicRandom(0.4)),
+    ],
+)
+def test_settings_name_a_rule(settings, rule):
+    assert rule_of(tiny(**settings)) == rule
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prune_ratio": 0.3, "keep": 0.5}, "do not go together"),
+        ({"sample_rule": "budget", "prune_ratio": 0.3}, "--prune-ratio is for --sample-rule mean"),
+        ({"sample_rule": "quantiles", "keep": 0.3}, "--keep is for"),
+        ({"prune_ratio": 1.0}, "prune_ratio is 1.0"),
+        ({"keep": 0.0}, "keep is 0.0"),
+        ({"prune_ratio": 0.5, "num_epochs": 2}, "nothing could be pruned"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run(tiny(**{"num_epochs": 8, **settings}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sampler_of_ones_own_is_not_replaced():
+    seams = Seams(sampler=ShufflePlan)
+    assert with_pruning(tiny(), seams) is seams
+    with pytest.raises(ConfigError, match="a sampler of its own"):
+        with_pruning(tiny(num_epochs=8, keep=0.5), seams)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"prune_ratio": 0.5}, "sum"),
+        ({"keep": 0.5}, "constant"),
+        ({"prune_ratio": 0.5, "optimizer": "adamw"}, "constant"),
+        ({"prune_ratio": 0.5, "clip_norm": 1.0}, "constant"),
+    ],
+)
+def test_the_scale_suits_the_optimizer(settings, scale):
+    seams = with_pruning(tiny(num_epochs=8, **settings), Seams())
+    pruner = seams.sampler(100)
+    assert isinstance(pruner, SamplePruner)
+    assert pruner.scale == scale
+
+
+def test_a_budget_makes_the_steps_it_should(tmp_path: Path) -> None:
+    done = run(tiny(num_epochs=4, keep=0.5), out=tmp_path / "run")
+    # 1437 samples in batches of 64: 22 steps in the first and the last epoch, 11 (of 718 visits) in the two between
+    assert done.step == 2 * STEPS_PER_EPOCH + 2 * 11
+    summary = done.summary
+    assert summary.sample_visits == 64 * done.step
+    assert summary.sample_visits_full == 64 * 4 * STEPS_PER_EPOCH
+    epochs = read_run(done.run_dir).events("epoch")
+    assert [line["sample_visits"] for line in epochs] == [64 * 22, 64 * 11, 64 * 11, 64 * 22]
+
+
+@pytest.mark.parametrize("settings", [{"prune_ratio": 0.5}, {"keep": 0.5}, {"prune_ratio": 0.6, "accumulation": 3}])
+@pytest.mark.parametrize("stop", [7, 22, 30])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, settings, stop) -> None:
+    config = tiny(num_epochs=4, **settings)
+    whole = run(config, out=tmp_path / "whole")
+    run_until(config, tmp_path / "parts", stop)
+    parts = run(config, out=tmp_path / "parts", resume=True)
+    assert parts.step == whole.step
+    assert_same_state(last_state(parts.run_dir), last_state(whole.run_dir))
+    assert parts.summary.sample_visits == whole.summary.sample_visits < whole.summary.sample_visits_full
