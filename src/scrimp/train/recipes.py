@@ -34,10 +34,10 @@ def cifar10_small() -> TrainConfig:
     """CIFAR-10 with a network that two CPU cores train in minutes."""
     return TrainConfig(
         recipe="cifar10-small", data="cifar10",
-        model="airbench", model_args={"width": 32}, whiten=True, freeze_bn_scale=True, bias_scale=64,
-        crop_padding=2, flip="alternating", num_epochs=17, batch_size=256, learning_rate=0.2, label_smoothing=0.1,
-        lookahead=True,
-        evaluate_every=2, checkpoint_every=2,
+        model="airbench", model_args={"width": 48}, whiten=True, freeze_bn_scale=True, bias_scale=64,
+        crop_padding=2, flip="alternating", num_epochs=9, batch_size=256,
+        learning_rate=0.25, warmup=0.23, final_learning_rate=0.07, weight_decay=1e-3, label_smoothing=0.1,
+        lookahead=True, evaluate_every=3,
     )  # fmt: skip
 
 
