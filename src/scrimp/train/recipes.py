@@ -46,7 +46,7 @@ def text() -> TrainConfig:
     return TrainConfig(
         recipe="text", data="text",
         model="gpt", model_args={"depth": 5, "width": 128, "num_heads": 4}, context_length=256,
-        num_epochs=9, batch_size=8, optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1, clip_norm=1.0,
+        num_epochs=7, batch_size=8, optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1, clip_norm=1.0,
         warmup=0.05, log_every=50,
     )  # fmt: skip
 
