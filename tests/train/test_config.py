@@ -23,7 +23,7 @@ OTHERS: dict[str, Any] = {
     "label_smoothing": 0.25, "clip_norm": 1.5, "seed": 7, "device": "cpu", "threads": 2, "precision": "bfloat16",
     "deterministic": True, "evaluate_every": 0.5, "checkpoint_every": 2.0, "keep_checkpoints": 5, "log_every": 3,
     "tensorboard": True, "wandb": "project", "whiten": True, "freeze_bn_scale": True,
-    "bias_scale": 64.0, "lookahead": True,
+    "bias_scale": 64.0, "lookahead": True, "sample_rule": "random", "prune_ratio": 0.25, "keep": 0.75,
 }  # fmt: skip
 FREE_ON_RESUME = {
     "checkpoint_every", "data", "device", "evaluate_every", "keep_checkpoints", "log_every", "tensorboard",
@@ -34,7 +34,7 @@ FREE_ON_RESUME = {
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_every_field_explains_itself(field: dataclasses.Field[Any]) -> None:
     assert len(field.metadata["help"]) > 10
-    assert field.metadata["group"] in {"run", "data", "model", "optimization", "record"}
+    assert field.metadata["group"] in {"run", "data", "samples", "model", "optimization", "record"}
     assert field.name in OTHERS, "give the new field another value in OTHERS"
 
 
