@@ -91,10 +91,16 @@ def _import_wandb() -> Any:
     return wandb
 
 
+def require_mirrors(config: TrainConfig) -> None:
+    """Raise MissingDependencyError before anything is made, if ``config`` asks for a tool that is not installed."""
+    if config.tensorboard:
+        _import_tensorboard()
+    if config.wandb is not None:
+        _import_wandb()
+
+
 def open_mirrors(config: TrainConfig, run_dir: Path) -> RunWriter:
     """The record of a run, with the mirrors that ``config`` asks for. Raises MissingDependencyError."""
-    if config.wandb is not None:
-        _import_wandb()  # before the other one makes its folder
     mirrors: list[Mirror] = []
     if config.tensorboard:
         mirrors.append(TensorBoardMirror(run_dir))

@@ -23,7 +23,7 @@ from scrimp.train.job import Job, Seams
 from scrimp.train.journal import StepInfo
 from scrimp.train.lookahead import with_lookahead
 from scrimp.train.loop import total_steps, train
-from scrimp.train.mirrors import open_mirrors
+from scrimp.train.mirrors import open_mirrors, require_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import summarize, write_model
@@ -77,6 +77,7 @@ def run(
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
     require_page_libraries()
+    require_mirrors(config)
     seams = with_pruning(config, seams or Seams())
     device = choose_device(config.device, local_rank=local_rank())
     autocast = choose_autocast(config.precision, device)
