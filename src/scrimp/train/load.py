@@ -53,12 +53,9 @@ def load_run(run_dir: str | Path) -> TrainedModel:
     classes = tuple(facts["classes"])
     if facts["kind"] == "text":
         shapes = ModelFacts(vocab_size=len(classes), context_length=config.context_length)
-        model = build_model(config.model, config.model_args, shapes)
     else:
-        channels, height, width = facts["image_shape"]
-        size = height if height == width else (height, width)
-        shapes = ModelFacts(num_classes=len(classes), in_channels=channels, image_size=size)
-        model = build_model(config.model, config.model_args, shapes)
+        shapes = ModelFacts.of_images(len(classes), tuple(facts["image_shape"]))
+    model = build_model(config.model, config.model_args, shapes)
     safetensors.torch.load_model(model, path)
     model.eval()
     return TrainedModel(model, config, classes, tuple(facts.get("mean", ())), tuple(facts.get("std", ())))

@@ -123,14 +123,15 @@ def _build_job(
         _whiten(model, dataset)
     if config.freeze_bn_scale:
         freeze_bn_scale_(model)
-    if config.lookahead:
-        if seams.sampler is not None:
-            raise ConfigError("lookahead has to know the number of steps, which pruning changes; turn one of them off")
-        seams = with_lookahead(seams, model, total_steps(config.num_epochs, len(loader)))
     flatten_state(model.state_dict())  # refuses now what no checkpoint could hold
     model.to(device)
     if dataset.kind == "images":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.lookahead:
+        if seams.sampler is not None:
+            raise ConfigError("lookahead has to know the number of steps, which pruning changes; turn one of them off")
+        # here, and not before: the average lies where the model does
+        seams = with_lookahead(seams, model, total_steps(config.num_epochs, len(loader)))
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=build_optimizer(config, model), device=device, autocast=autocast,
@@ -146,9 +147,7 @@ def _whiten(model: nn.Module, dataset: Dataset) -> None:
 def _facts(config: TrainConfig, dataset: Dataset) -> ModelFacts:
     if dataset.kind == "text":
         return ModelFacts(vocab_size=dataset.vocab_size, context_length=config.context_length)
-    channels, height, width = dataset.image_shape
-    size = height if height == width else (height, width)
-    return ModelFacts(num_classes=dataset.num_classes, in_channels=channels, image_size=size)
+    return ModelFacts.of_images(dataset.num_classes, dataset.image_shape)
 
 
 def _train_in(

@@ -52,6 +52,13 @@ class ModelFacts:
     vocab_size: int | None = None
     context_length: int | None = None
 
+    @classmethod
+    def of_images(cls, num_classes: int, image_shape: tuple[int, int, int]) -> "ModelFacts":
+        """The facts of labelled images of shape (channels, height, width)."""
+        channels, height, width = image_shape
+        size = height if height == width else (height, width)
+        return cls(num_classes=num_classes, in_channels=channels, image_size=size)
+
     def example_input(self, num_samples: int) -> Tensor:
         """A batch of zeros of the data's shape: float32 images or int64 tokens."""
         if self.vocab_size is not None:
