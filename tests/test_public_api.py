@@ -25,8 +25,8 @@ NAMES = {
         "Quantizer", "RemovalReport", "SizeReport", "StepRange", "TargetSize", "Wiring", "channel_graph",
         "channel_summary", "export", "finalize_", "freeze_bits_", "inspect_packed", "pack",
         "packed_bytes_estimate", "param_groups", "plain_copy", "quantize", "quantized_layers", "read_metadata",
-        "read_packed", "remove_dead_channels_", "rule", "self_compress_", "set_wiring_", "size_penalty",
-        "size_report", "unpack",
+        "read_packed", "remove_dead_channels_", "rule", "same_structure_on_all_ranks", "self_compress_",
+        "set_wiring_", "size_penalty", "size_report", "unpack",
     ],
     "scrimp.samples": [
         "Budget", "DynamicRandom", "EpochReport", "EpsilonGreedy", "InfoBatch", "MeanThreshold", "OrderDP",

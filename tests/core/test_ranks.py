@@ -33,6 +33,14 @@ def talk(rank: int):
         ranks.assert_same_on_all_ranks(f"rank {rank // 2}", "the plan")
     except ConfigError as error:
         seen["error"] = str(error)
+    try:
+        with ranks.failing_together("the second step"):
+            if rank == 1:
+                raise ValueError("no")
+    except (ConfigError, ValueError) as error:
+        seen["together"] = f"{type(error).__name__}: {error}"
+    with ranks.failing_together("the third step"):
+        pass
     dist.barrier()
     return seen
 
@@ -46,6 +54,8 @@ def test_three_ranks():
         assert seen["empty"] == [[], [], []]
         assert seen["sum"] == [[6.0, 12.0], [18.0, 24.0]]
         assert "the plan is not the same on all ranks: rank 2 of 3 differs from rank 0" in seen["error"]
+        expected = "ValueError: no" if rank == 1 else "ConfigError: the second step did not work on rank 1, so"
+        assert seen["together"].startswith(expected)
 
 
 @pytest.mark.gpu

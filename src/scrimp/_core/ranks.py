@@ -1,6 +1,8 @@
 """The few things that several processes say to each other. All work, trivially, without torch.distributed."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -83,6 +85,30 @@ def assert_same_on_all_ranks(digest: bytes | str, what: str) -> None:
         raise ConfigError(
             f"{what} is not the same on all ranks: rank {', '.join(others)} of {len(all_digests)} differs from rank 0. "
             "Give every rank the same data, configuration and seed"
+        )
+
+
+@contextlib.contextmanager
+def failing_together(what: str) -> Iterator[None]:
+    """Raise on every rank when any of them raises in the block, so that none goes on alone and waits for the others.
+
+    The block itself must not communicate, since a rank may leave it early.
+
+    Raises: what was raised on this rank; ConfigError - it was on another one, named in the message.
+    Cost: two small collectives.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    failed = [number for number, one in enumerate(all_gather_ints(torch.tensor([int(error is not None)]))) if one[0]]
+    if error is not None:
+        raise error
+    if failed:
+        raise ConfigError(
+            f"{what} did not work on rank {', '.join(map(str, failed))}, so it was not done on this one either; the "
+            "message there says why"
         )
 
 

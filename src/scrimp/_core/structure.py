@@ -6,7 +6,7 @@ All checks are made and all slices computed before the first tensor is touched, 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,12 +20,14 @@ from scrimp._core.structure_plan import StructurePlan, named_tensors, owner_of, 
 from scrimp.errors import FormatError, StructureError
 
 __all__ = [
+    "Copy",
     "HoldsCopies",
     "Slices",
     "Structure",
     "StructureChange",
     "apply_structure_",
     "apply_structure_change",
+    "copied_tensors",
     "read_structure",
 ]
 
@@ -36,6 +38,19 @@ class HoldsCopies(Protocol):
 
     def apply_structure_change(self, change: StructureChange) -> None:
         """Slice the copies, or raise StructureError and change nothing. Names it does not hold are no error."""
+
+
+Copy = HoldsCopies | nn.Module | MutableMapping[str, Any]
+
+
+def copied_tensors(copy: Copy) -> Mapping[str, Any]:
+    """The tensors that a copy holds, by the model's names: those of a module, a dict, or its ``named_tensors()``."""
+    if isinstance(copy, nn.Module):
+        return named_tensors(copy)
+    if isinstance(copy, MutableMapping):
+        return copy
+    told: object = getattr(copy, "named_tensors", dict)()
+    return told if isinstance(told, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ def apply_structure_change(
     *,
     model: nn.Module | None = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
-    copies: Iterable[HoldsCopies | nn.Module | MutableMapping[str, Any]] = (),
+    copies: Iterable[Copy] = (),
 ) -> None:
     """Slice a model, the state of its optimizers and copies of its tensors, in place, all or nothing.
 
@@ -109,6 +124,17 @@ def apply_structure_change(
         present; optimizer state has a shape that is not understood. Nothing was changed then.
     Cost: a copy of what survives of each sliced tensor; no host sync, no collective.
     """
+    planned_change(change, model=model, optimizer=optimizer, copies=copies)()
+
+
+def planned_change(
+    change: StructureChange,
+    *,
+    model: nn.Module | None = None,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    copies: Iterable[Copy] = (),
+) -> Callable[[], None]:
+    """As ``apply_structure_change``, up to all checks; what is returned makes the change."""
     plan = StructurePlan()
     names: Iterable[str] = change.kept
     if model is not None:
@@ -131,9 +157,13 @@ def apply_structure_change(
             plan.add_dict(copy, change, where, names=names, like=model)
         else:
             raise StructureError(f"{where} is no module, no dict of tensors, and has no method apply_structure_change")
-    for holder in holders:
-        holder.apply_structure_change(change)
-    plan.commit()
+
+    def commit() -> None:
+        for holder in holders:
+            holder.apply_structure_change(change)
+        plan.commit()
+
+    return commit
 
 
 def apply_structure_(model: nn.Module, structure: Structure) -> None:

@@ -4,6 +4,7 @@ from scrimp.bits.channels.graph import Barrier, ChannelGraph
 from scrimp.bits.channels.summary import LayerSummary, channel_summary
 from scrimp.bits.channels.watch import channel_graph
 from scrimp.bits.compress import Compression, self_compress_
+from scrimp.bits.copies import same_structure_on_all_ranks
 from scrimp.bits.export import ExportReport, export
 from scrimp.bits.groups import param_groups, rule
 from scrimp.bits.layers import QuantizedLayer, quantized_layers
@@ -65,6 +66,7 @@ __all__ = [
     "read_packed",
     "remove_dead_channels_",
     "rule",
+    "same_structure_on_all_ranks",
     "self_compress_",
     "set_wiring_",
     "size_penalty",

@@ -1,7 +1,7 @@
 """Dead channels taken out of a model in training, with everything that follows them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from scrimp._core import ranks
-from scrimp._core.structure import HoldsCopies, Slices, StructureChange, apply_structure_change
+from scrimp._core.structure import Copy, Slices, StructureChange, apply_structure_change, planned_change
 from scrimp._core.structure_plan import named_tensors
 from scrimp.bits.channels.graph import Barrier, ChannelGraph
 from scrimp.bits.channels.watch import channel_graph, example_of, plain_outputs
 from scrimp.bits.channels.wire import shrink_wiring_
+from scrimp.bits.copies import settle_dead_in_copies_
 from scrimp.errors import ConfigError, StructureError
 
 Masks = Mapping[str, Bool[Tensor, " channels"]]
-Copies = Iterable[HoldsCopies | nn.Module | MutableMapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RemovalReport:
 def remove_dead_channels_(
     model: nn.Module,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
-    also: Copies = (),
+    also: Iterable[Copy] = (),
     *,
     example_inputs: Any = None,
     masks: Masks | None = None,
@@ -67,7 +67,13 @@ def remove_dead_channels_(
     step. Removal goes by what they come to: outputs in evaluation mode can move by what had not faded yet.
 
     Call it between steps, while no loss waits for its backward pass; gradients are dropped. Wrap
-    DistributedDataParallel anew afterwards when ``num_channels`` is not 0. All ranks must agree, and are checked.
+    DistributedDataParallel anew afterwards when ``num_channels`` is not 0 (drop the old wrapper first: its hooks stay
+    as long as it lives). All ranks must call it alike; they are compared before anything changes, and what one of them
+    cannot do none does. See ``same_structure_on_all_ranks``.
+
+    Averages in ``also`` end with what the model has: a channel that goes leaves them, too, and of dead channels that
+    wait the averaged bits are set to the model's. Without that an average would hold a channel that has died at the
+    few bits on which no weight makes sense, and a Lookahead would bring it back.
 
     Args: model - the unwrapped module. optimizer - whose state is sliced along. also - copies of the model's tensors,
         such as a ``WeightAverage``. example_inputs - what the model is called with: a tensor, a tuple of arguments, a
@@ -87,29 +93,48 @@ def remove_dead_channels_(
     """
     if multiple_of < 1:
         raise ConfigError(f"remove_dead_channels_: multiple_of is {multiple_of}; it has to be at least 1")
-    graph = channel_graph(model, example_inputs, masks)
-    removed = graph.removable(fold=fold_constants, multiple_of=multiple_of, keep=keep)
-    change = _change(graph, removed)
-    report = _report(model, graph, removed, change)
-    ranks.assert_same_on_all_ranks(change.digest(), "what remove_dead_channels_ would remove")
-    if dry_run or change.is_empty:
-        return report
     copies = list(also)
-    shifts = _folded(model, graph, removed) if fold_constants else {}
-    if shifts and copies:
-        raise ConfigError(
-            "remove_dead_channels_: fold_constants adds constants of the model to its biases, which are not those of "
-            "its copies; fold after training, without also="
-        )
-    names = {module: name for name, module in model.named_modules()}
-    sizes = {(names[module], name): size for (module, name), size in graph.sizes(removed).items()}
-    _try_on_a_copy(model, change, shifts, sizes, _running_means(graph, removed))
-    with _without_gradients(model), _shifted(model, shifts):
+    with ranks.failing_together("looking for channels to remove"):
+        graph = channel_graph(model, example_inputs, masks)
+        removed = graph.removable(fold=fold_constants, multiple_of=multiple_of, keep=keep)
+        change = _change(graph, removed)
+        report = _report(model, graph, removed, change)
+    ranks.assert_same_on_all_ranks(change.digest(), "what remove_dead_channels_ would remove")
+    if dry_run:
+        return report
+    if not change.is_empty:
+        _remove(model, optimizer, copies, graph, removed, change, fold_constants=fold_constants)
+    settle_dead_in_copies_(model, copies)
+    return report
+
+
+def _remove(
+    model: nn.Module,
+    optimizer: Optimizer | Iterable[Optimizer] | None,
+    copies: list[Copy],
+    graph: ChannelGraph,
+    removed: Bool[Tensor, " classes"],
+    change: StructureChange,
+    *,
+    fold_constants: bool,
+) -> None:
+    with ranks.failing_together("trying to remove channels"):
+        shifts = _folded(model, graph, removed) if fold_constants else {}
+        if shifts and copies:
+            raise ConfigError(
+                "remove_dead_channels_: fold_constants adds constants of the model to its biases, which are not those "
+                "of its copies; fold after training, without also="
+            )
+        names = {module: name for name, module in model.named_modules()}
+        sizes = {(names[module], name): size for (module, name), size in graph.sizes(removed).items()}
+        _try_on_a_copy(model, change, shifts, sizes, _running_means(graph, removed))
+        with _without_gradients(model, for_good=False):
+            planned_change(change, model=model, optimizer=optimizer, copies=copies)
+    with _without_gradients(model, for_good=True), _shifted(model, shifts):
         apply_structure_change(change, model=model, optimizer=optimizer, copies=copies)
     for module in (model, *(one for one in copies if isinstance(one, nn.Module))):
         _set_sizes(module, sizes)
     shrink_wiring_(model, graph, removed)
-    return report
 
 
 def _change(graph: ChannelGraph, removed: Bool[Tensor, " classes"]) -> StructureChange:
@@ -240,17 +265,18 @@ def _is_close(old: Tensor, new: Tensor) -> bool:
 
 
 @contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Drop all gradients, for good if nothing fails."""
+def _without_gradients(model: nn.Module, *, for_good: bool) -> Iterator[None]:
+    """Take all gradients away, ``for_good`` if nothing fails."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    done = False
     for parameter, _ in gradients:
         parameter.grad = None
     try:
         yield
-    except BaseException:
-        for parameter, gradient in gradients:
+        done = for_good
+    finally:
+        for parameter, gradient in gradients if not done else ():
             parameter.grad = gradient
-        raise
 
 
 @contextmanager
