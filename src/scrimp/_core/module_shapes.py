@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from scrimp._core.stand_ins import ConstantOutput
 from scrimp.errors import StructureError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,6 +22,8 @@ SIZE_ATTRIBUTES = (
 
 def size_attributes(module: nn.Module) -> dict[str, int]:
     """The widths that a module keeps as attributes under a name known for that; none for torch's own modules."""
+    if isinstance(module, ConstantOutput):
+        return {"num_channels": module.num_channels}
     if type(module).__module__.startswith("torch.nn."):
         return {}
     own = vars(module)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from scrimp._core.module_shapes import num_groups, size_attributes
+from scrimp._core.stand_ins import ConstantOutput, Spec, checked, is_gone, specs_of
 from scrimp._core.structure_change import Slices, StructureChange
 from scrimp._core.structure_plan import StructurePlan, named_tensors, owner_of, some
 from scrimp.errors import FormatError, StructureError
@@ -59,16 +60,23 @@ class Structure:
 
     ``groups`` has, by module name, ``groups`` of convolutions and ``num_groups`` of GroupNorms where they are not 1.
     ``sizes`` has widths that modules of other libraries keep as attributes, such as ``blocks.0.attention.num_heads``.
+    ``modules`` has what stands where a layer was deleted, and behind modules that lost channels alone.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     groups: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    modules: Mapping[str, Spec] = field(default_factory=dict)
+
+    def is_gone(self, name: str) -> bool:
+        """Whether the original model's tensor of that name was deleted with its module."""
+        return is_gone(name, self.modules)
 
     def to_state(self) -> dict[str, Any]:
         """JSON values."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
-        return {"shapes": shapes, "groups": dict(self.groups), "sizes": dict(self.sizes)}
+        state = {"shapes": shapes, "groups": dict(self.groups), "sizes": dict(self.sizes)}
+        return state | ({"modules": {name: dict(spec) for name, spec in self.modules.items()}} if self.modules else {})
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Structure":
@@ -77,9 +85,10 @@ class Structure:
             shapes = {str(name): tuple(int(size) for size in shape) for name, shape in state["shapes"].items()}
             groups = {str(name): int(number) for name, number in state["groups"].items()}
             sizes = {str(name): int(size) for name, size in state.get("sizes", {}).items()}
+            modules = checked(state.get("modules", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"this is not the state of a Structure: {error!r} in {str(state)[:80]}") from error
-        return cls(shapes, groups, sizes)
+        return cls(shapes, groups, sizes, modules)
 
     def digest(self) -> str:
         """32 hexadecimal digits that are the same for equal structures on every machine, to compare ranks with."""
@@ -94,9 +103,10 @@ def read_structure(model: nn.Module) -> Structure:
     sizes = {
         f"{name}.{attribute}".lstrip("."): size
         for name, module in model.named_modules()
+        if not isinstance(module, ConstantOutput)  # described among the modules
         for attribute, size in size_attributes(module).items()
     }
-    return Structure(shapes, groups, sizes)
+    return Structure(shapes, groups, sizes, specs_of(model))
 
 
 def apply_structure_change(
@@ -166,40 +176,53 @@ def planned_change(
     return commit
 
 
-def apply_structure_(model: nn.Module, structure: Structure) -> None:
+def apply_structure_(
+    model: nn.Module, structure: Structure, optimizer: Optimizer | Iterable[Optimizer] | None = None
+) -> None:
     """Give a fresh, larger ``model`` the shapes of ``structure``, so that the state of a shrunk model fits it.
 
     The values left are the leading slices and mean nothing; ``model.load_state_dict(state)`` follows. Parameters stay
-    the same objects, so an optimizer without state may already hold them.
+    the same objects. ``optimizer``, one or several that hold them and have no state yet, forget those of layers that
+    were deleted; an optimizer that is made afterwards does not know them.
 
-    Raises: StructureError - the model has other names, other numbers of dimensions, or is smaller somewhere.
+    Raises: StructureError - the model has other names, other numbers of dimensions, or is smaller somewhere. Nothing
+        was changed then.
     Cost: a copy of each tensor that shrinks.
     """
     present = read_structure(model)
-    if missing := sorted(present.shapes.keys() - structure.shapes.keys()):
+    modules = {name: spec for name, spec in structure.modules.items() if present.modules.get(name) != spec}
+    if unknown := sorted(present.modules.keys() - structure.modules.keys()):
+        raise StructureError(
+            f"{some(unknown)} was changed in the model but not in the structure; start from a fresh one"
+        )
+    shapes = {name: shape for name, shape in present.shapes.items() if not is_gone(name, modules)}
+    if missing := sorted(shapes.keys() - structure.shapes.keys()):
         raise StructureError(
             f"the structure does not say what shape {some(missing)} should have; is it of another model?"
         )
-    if unknown := sorted(structure.shapes.keys() - present.shapes.keys()):
+    if unknown := sorted(structure.shapes.keys() - shapes.keys()):
         raise StructureError(f"the model has no {some(unknown)}, which the structure names; is it of another model?")
     kept: dict[str, Slices] = {}
     for name, shape in structure.shapes.items():
-        now = present.shapes[name]
+        now = shapes[name]
         if len(now) != len(shape) or any(new > old for new, old in zip(shape, now, strict=True)):
             raise StructureError(
                 f"{name!r} has shape {now} and cannot shrink to {shape}; start from the original model"
             )
         sizes = enumerate(zip(shape, now, strict=True))
         kept[name] = tuple((dim, torch.arange(new)) for dim, (new, old) in sizes if new != old)
-    change = StructureChange(kept)
+    change = StructureChange(kept, modules)
     for name in present.groups.keys() | structure.groups.keys():
         had, has = present.groups.get(name, 1), structure.groups.get(name, 1)
-        if had != has and not any(owner_of(tensor) == name for tensor in change.kept):
+        is_described = name in modules or any(owner_of(tensor) == name for tensor in change.kept)
+        if had != has and not is_described:
             raise StructureError(f"{name!r} has {had} groups and should have {has}; is the structure of another model?")
     if unknown := sorted(structure.sizes.keys() - present.sizes.keys()):
         raise StructureError(f"the model has no {some(unknown)}, which the structure names; is it of another model?")
     plan = StructurePlan()
     plan.add_module(model, change, "the model", groups=structure.groups)
+    for one in (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer or ()):
+        plan.add_optimizer(one, model, change)
     plan.commit()
     for name, size in structure.sizes.items():
         owner, _, attribute = name.rpartition(".")

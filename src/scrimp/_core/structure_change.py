@@ -1,15 +1,18 @@
 """Which slices of which named tensors survive, as a value."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from scrimp._core.stand_ins import Spec, checked, is_gone
 from scrimp.errors import FormatError, StructureError
 
+_MODULES = "/modules"
 Slices = tuple[tuple[int, Int64[Tensor, " _kept"]], ...]
 
 
@@ -20,6 +23,10 @@ class StructureChange:
     ``kept`` maps the name of a parameter or buffer (as ``model.named_parameters()`` gives it) to pairs of a dimension
     and the indices kept along it, ascending. One change may slice several dimensions of a tensor. A tensor that is not
     named keeps everything; nothing can be reduced to zero width, because torch cannot compute with that.
+
+    ``modules`` has what is deleted as a whole, by the names of modules, as descriptions of what stands there from then
+    on (``_core.stand_ins``): a constant in the place of a layer, whose tensors are gone but for its bias; or zeros put
+    back behind a module that keeps some of its channels. ``kept`` names the tensors that there are afterwards.
 
     Two changes are equal when their ``digest()`` is. The indices are copied to the CPU.
 
@@ -34,15 +41,21 @@ class StructureChange:
     """
 
     kept: Mapping[str, Slices]
+    modules: Mapping[str, Spec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "modules", checked(self.modules))
         clean = {name: _clean_slices(name, slices) for name, slices in self.kept.items()}
         object.__setattr__(self, "kept", {name: slices for name, slices in sorted(clean.items()) if slices})
 
     @property
     def is_empty(self) -> bool:
         """Whether every tensor keeps everything."""
-        return not self.kept
+        return not self.kept and not self.modules
+
+    def is_gone(self, name: str) -> bool:
+        """Whether a tensor of that name is deleted with its module."""
+        return is_gone(name, self.modules)
 
     def slices(self, name: str) -> Slices:
         """The pairs of dimension and kept indices of one tensor, by ascending dimension; empty when it is not named."""
@@ -64,7 +77,9 @@ class StructureChange:
                     )
                 dims[dim] = dims[dim][index] if dim in dims else index
             both[name] = tuple(dims.items())
-        return StructureChange(both)
+        modules = {name: spec for name, spec in self.modules.items() if not is_gone(f"{name}.", other.modules)}
+        left = {name: slices for name, slices in both.items() if not other.is_gone(name)}
+        return StructureChange(left, {**modules, **other.modules})
 
     def check(self, name: str, shape: Iterable[int]) -> None:
         """Raise StructureError when ``shape`` is not one that the slices of ``name`` can be taken from."""
@@ -98,19 +113,33 @@ class StructureChange:
         return result.contiguous().permute(back)
 
     def to_state(self) -> dict[str, Tensor]:
-        """A flat dict of int64 tensors; the keys are ``<tensor name>/<dimension>``."""
-        return {f"{name}/{dim}": index for name, slices in self.kept.items() for dim, index in slices}
+        """A flat dict of int64 tensors; the keys are ``<tensor name>/<dimension>``.
+
+        ``modules``, if there are any, are the codes of a JSON text under ``/modules``.
+        """
+        state = {f"{name}/{dim}": index for name, slices in self.kept.items() for dim, index in slices}
+        if self.modules:
+            text = json.dumps(self.modules, sort_keys=True, separators=(",", ":"))
+            state[_MODULES] = torch.tensor(list(text.encode()))
+        return state
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "StructureChange":
         """The inverse of ``to_state``. Raises FormatError for a key of another form, else as the constructor."""
         kept: dict[str, Slices] = {}
+        modules: dict[str, Spec] = {}
         for key, index in state.items():
+            if key == _MODULES:
+                try:
+                    modules = dict(json.loads(bytes(index.tolist())))
+                except (ValueError, TypeError) as error:
+                    raise FormatError(f"the modules of a stored structure change cannot be read: {error}") from error
+                continue
             name, slash, dim = key.rpartition("/")
             if not (slash and name and dim.isdecimal()):
                 raise FormatError(f"{key!r} is not a key of a stored structure change (<tensor name>/<dimension>)")
             kept[name] = (*kept.get(name, ()), (int(dim), index))
-        return cls(kept)
+        return cls(kept, modules)
 
     def digest(self) -> str:
         """32 hexadecimal digits that are the same for equal changes on every machine, to compare ranks with."""

@@ -1,6 +1,6 @@
 """What one change of structure will assign, computed and checked before the first assignment is made."""
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from scrimp._core.module_shapes import num_groups_left, shape_attributes
+from scrimp._core.stand_ins import installation
 from scrimp._core.structure_change import Slices, StructureChange
 from scrimp.errors import StructureError
 
@@ -21,18 +22,24 @@ class StructurePlan:
 
     def __init__(self) -> None:
         self._data: list[tuple[Tensor, Tensor]] = []
-        self._entries: list[tuple[MutableMapping[Any, Any], Any, Tensor]] = []
+        self._entries: list[tuple[MutableMapping[Any, Any], Any, Tensor | list[Tensor]]] = []
         self._attributes: list[tuple[nn.Module, dict[str, object]]] = []
+        self._deleted: list[tuple[MutableMapping[Any, Any], Any]] = []
+        self._actions: list[Callable[[], None]] = []
 
     def commit(self) -> None:
         """Make all assignments."""
         for tensor, new in self._data:
             _set_data(tensor, new)
-        for mapping, key, new in self._entries:
-            mapping[key] = new
+        for mapping, key, entry in self._entries:
+            mapping[key] = entry
         for module, attributes in self._attributes:
             for name, value in attributes.items():
                 setattr(module, name, value)
+        for mapping, key in self._deleted:
+            mapping.pop(key, None)
+        for act in self._actions:
+            act()
 
     def add_module(
         self,
@@ -48,7 +55,8 @@ class StructurePlan:
             raise StructureError(
                 f"{where} is wrapped in {type(model).__name__}; pass its .module, and wrap it again afterwards"
             )
-        tensors = named_tensors(model)
+        tensors = {name: tensor for name, tensor in named_tensors(model).items() if not change.is_gone(name)}
+        self._actions += [installation(model, name, spec) for name, spec in change.modules.items()]
         if unknown := sorted(change.kept.keys() - tensors.keys()):
             raise StructureError(f"{where} has no tensor {some(unknown)}; names are those of the unwrapped model")
         change = _with_tied_names(change, tensors)
@@ -63,7 +71,7 @@ class StructurePlan:
         after = {name: planned.get(id(tensor), tensor) for name, tensor in tensors.items()}
         owners = {owner_of(name) for name in change.kept}
         for name, module in model.named_modules():
-            if name in owners:
+            if name in owners and not change.is_gone(f"{name}."):
                 try:
                     prefix = f"{name}." if name else ""
                     told = _num_groups_left(module, prefix, change) if groups is None else groups.get(name, 1)
@@ -88,6 +96,7 @@ class StructurePlan:
                 f"{where} holds none of the tensors by name; it has {some([str(key) for key in copy])}"
             )
         tensors = {name: copy[name] for name in change.kept if name in copy}
+        self._deleted += [(copy, name) for name in copy if change.is_gone(str(name))]
         for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor):
                 raise StructureError(f"{where}: {name!r} is no tensor but a {type(tensor).__name__}")
@@ -101,7 +110,9 @@ class StructurePlan:
 
     def add_optimizer(self, optimizer: Optimizer, model: nn.Module, change: StructureChange) -> None:
         """Plan the state that ``optimizer`` holds of the parameters of ``model``."""
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        every = list(model.named_parameters(remove_duplicate=False))
+        names = {parameter: name for name, parameter in every}
+        gone = set(names) - {parameter for name, parameter in every if not change.is_gone(name)}
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         kind = type(optimizer).__name__
         if not any(parameter in names for parameter in held):
@@ -110,9 +121,14 @@ class StructurePlan:
             raise StructureError(
                 "LBFGS keeps one flat history of all parameters, which cannot be sliced; make a new one"
             )
+        for group in optimizer.param_groups:
+            if any(parameter in gone for parameter in group["params"]):
+                left = [parameter for parameter in group["params"] if parameter not in gone]
+                self._entries.append((group, "params", left))
+        self._deleted += [(optimizer.state, parameter) for parameter in gone]
         for parameter in held:
             name = names.get(parameter, "")
-            if name not in change.kept or parameter not in optimizer.state:
+            if parameter in gone or name not in change.kept or parameter not in optimizer.state:
                 continue
             state = optimizer.state[parameter]
             for slot, value in state.items():
@@ -170,7 +186,7 @@ def _with_tied_names(change: StructureChange, tensors: Mapping[str, Tensor]) -> 
             if other in change.kept and StructureChange({"": slices}) != StructureChange({"": change.slices(other)}):
                 raise StructureError(f"{name!r} and {other!r} are the same tensor but would keep different slices")
             kept[other] = slices
-    return StructureChange(kept)
+    return StructureChange(kept, change.modules)
 
 
 def _check_like(change: StructureChange, tensors: Mapping[str, Tensor], like: nn.Module | None, where: str) -> None:

@@ -79,7 +79,14 @@ def self_compress_(
     num_parameters = sum(p.numel() for p in model.parameters())
     order = [*num_positions, *(name for name in chosen if name not in num_positions)]
     last = next(reversed(num_positions), None)
-    num_weights = sum({id(weight_of(m)): weight_of(m).numel() for m in chosen.values()}.values())
+    firsts = {id(weight_of(module)): name for name, module in reversed(chosen.items())}  # of those that share a weight
+    sizes = [
+        (weight_of(chosen[name]).numel(), weight_of(chosen[name]).shape[channel_dim_of(chosen[name])], name)
+        for name in firsts.values()
+    ]
+    num_weights = sum(number for number, _, _ in sizes)
+    num_operations = sum(number * num_positions.get(name, 1) for number, _, name in sizes)
+    num_activations = sum(channels * num_positions.get(name, 1) for _, channels, name in sizes)
     made: dict[int, Quantizer] = {}
     for name, module in chosen.items():
         weight = weight_of(module)
@@ -88,6 +95,7 @@ def self_compress_(
             facts = LayerFacts(
                 num_weights=weight.numel(), num_all_weights=num_weights, num_channels=weight.shape[channel_dim],
                 num_positions=num_positions.get(name, 1), order=order.index(name),
+                num_all_operations=num_operations, num_all_activations=num_activations,
             )  # fmt: skip
             made[id(weight)] = quantizer(
                 *starting_values(weight, channel_dim, bits), channel_dim=channel_dim, facts=facts,

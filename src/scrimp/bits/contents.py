@@ -1,5 +1,6 @@
 """What a packed file is made of: codes and scales of quantised layers, and the other tensors of the plain model."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def plain_structure(model: nn.Module) -> Structure:
     """The structure of ``model`` without its quantisers."""
     structure = read_structure(model)
     shapes = {plain: shape for name, shape in structure.shapes.items() if (plain := plain_name(name)) is not None}
-    return Structure(shapes, structure.groups, structure.sizes)
+    return dataclasses.replace(structure, shapes=shapes)
 
 
 def take_apart(model: nn.Module, *, fold_norms: bool, live_inputs: Mapping[str, Tensor] | None = None) -> Contents:

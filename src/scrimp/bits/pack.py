@@ -1,5 +1,6 @@
 """A compressed model as a file that is as small as its bits say, and back."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from scrimp.errors import ConfigError, StructureError
 class LayerSize:
     """What one quantised layer takes. ``code_bits`` are those of all its weights in the packed file.
 
-    ``original_channels`` and ``original_weights`` are those before anything was removed; ``zero_channels`` have
-    nothing but zeros and are still there. ``mean_bits`` is the mean of the learned depths, attainable or not.
+    ``original_channels`` and ``original_weights`` are those before anything was removed; layers that were deleted are
+    not listed, but count in the original weights of the whole. ``zero_channels`` have nothing but zeros and are still
+    there. ``mean_bits`` is the mean of the learned depths, attainable or not.
     """
 
     name: str
@@ -190,7 +192,11 @@ def fill_(model: nn.Module, contents: Contents) -> nn.Module:
     if quantized_layers(model):
         raise ConfigError("unpack needs a plain model; give it a fresh instance before self_compress_")
     state = contents.state_dict()
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    wanted = {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and not contents.structure.is_gone(name)
+    }
     if unlike := sorted(wanted.keys() ^ state.keys()):
         where = "the file" if unlike[0] in state else "the model"
         raise StructureError(f"{unlike[0]!r} is only in {where}: the file is of another model")
@@ -203,7 +209,7 @@ def _present_names(structure: Structure, model: nn.Module) -> Structure:
     """The stored structure without buffers that the file does not hold and the model has not."""
     present = read_structure(model).shapes
     shapes = {name: shape for name, shape in structure.shapes.items() if name in present}
-    return Structure(shapes, structure.groups, structure.sizes)
+    return dataclasses.replace(structure, shapes=shapes)
 
 
 def _report(model: nn.Module, contents: Contents, packed: packed_file.PackedBytes) -> SizeReport:
@@ -221,7 +227,8 @@ def _report(model: nn.Module, contents: Contents, packed: packed_file.PackedByte
     own = {id(t): t for layer in unique for t in layer.quantizer.parameters()}
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     float32_bytes = 4 * sum(t.numel() for key, t in tensors.items() if key not in own and t.is_floating_point())
-    num_weights, original = (sum(getattr(one, key) for one in layers) for key in ("num_weights", "original_weights"))
+    num_weights = sum(one.num_weights for one in layers)
+    original = unique[0].quantizer.facts.num_all_weights if unique else 0
     return SizeReport(
         packed_bytes=len(packed.data), code_bytes=packed.code_bytes, scale_bytes=packed.scale_bytes,
         tensor_bytes=packed.tensor_bytes, header_bytes=packed.header_bytes, float32_bytes=float32_bytes,

@@ -20,7 +20,8 @@ class LayerFacts:
     """What a quantiser remembers of its layer as it was before anything was removed.
 
     ``num_weights`` of the layer and ``num_all_weights`` of all quantised layers; ``num_channels`` of its output;
-    ``num_positions`` at which one sample applies the weights (pixels or tokens); ``order`` in which layers are called.
+    ``num_positions`` at which one sample applies the weights (pixels or tokens); ``order`` in which layers are called;
+    ``num_all_operations`` and ``num_all_activations``: weights and channels of all layers, each times its positions.
     """
 
     num_weights: int
@@ -28,6 +29,8 @@ class LayerFacts:
     num_channels: int
     num_positions: int
     order: int
+    num_all_operations: int
+    num_all_activations: int
 
 
 class Quantizer(nn.Module, abc.ABC):

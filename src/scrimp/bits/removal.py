@@ -1,10 +1,11 @@
 """Dead channels taken out of a model in training, with everything that follows them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool
@@ -13,14 +14,16 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from scrimp._core import ranks
+from scrimp._core.stand_ins import is_gone
 from scrimp._core.structure import Copy, Slices, StructureChange, apply_structure_change, planned_change
 from scrimp._core.structure_plan import named_tensors
 from scrimp.bits.channels.graph import Barrier, ChannelGraph
 from scrimp.bits.channels.watch import channel_graph, example_of, plain_outputs
 from scrimp.bits.channels.wire import shrink_wiring_
 from scrimp.bits.copies import settle_dead_in_copies_
-from scrimp.errors import ConfigError, StructureError
+from scrimp.errors import ConfigError, NoEffectWarning, StructureError
 
+Residual = Literal["group", "branch"]
 Masks = Mapping[str, Bool[Tensor, " channels"]]
 
 
@@ -28,16 +31,20 @@ Masks = Mapping[str, Bool[Tensor, " channels"]]
 class RemovalReport:
     """What ``remove_dead_channels_`` took out, or with ``dry_run`` would take out.
 
-    ``num_channels``: output channels of layers. ``num_weights_before``, ``num_weights_after``: elements of all
-    parameters with two and more dimensions. ``channels``: by layer, outputs before and after, for layers that shrank.
-    ``waiting``: by layer, dead channels that stay; ``waiting_for_constant``: those of them that only stay because they
-    leave a constant other than zero behind. ``barriers``: what keeps channels from ever going. ``change``: the slices.
+    ``num_channels``: output channels of layers, those of deleted ones among them. ``num_weights_before``,
+    ``num_weights_after``: elements of all parameters with two and more dimensions. ``channels``: by layer, outputs
+    before and after, for layers that shrank. ``deleted``: layers and norms of dead branches, in whose place a constant
+    stands from then on. ``scattered``: modules behind which zeros are put back. ``waiting``: by layer, dead channels
+    that stay; ``waiting_for_constant``: those of them that only stay because they leave a constant other than zero
+    behind. ``barriers``: what keeps channels from ever going. ``change``: the slices.
     """
 
     num_channels: int
     num_weights_before: int
     num_weights_after: int
     channels: Mapping[str, tuple[int, int]]
+    deleted: tuple[str, ...]
+    scattered: tuple[str, ...]
     waiting: Mapping[str, int]
     waiting_for_constant: Mapping[str, int]
     barriers: tuple[Barrier, ...]
@@ -52,6 +59,7 @@ def remove_dead_channels_(
     example_inputs: Any = None,
     masks: Masks | None = None,
     keep: Iterable[str] = (),
+    residual: Residual = "group",
     multiple_of: int = 1,
     fold_constants: bool = False,
     dry_run: bool = False,
@@ -61,7 +69,12 @@ def remove_dead_channels_(
     Dead is a channel of zero bits, one that ``masks`` names, and one whose weights are all exactly zero. It goes when
     nothing is left of it wherever it is read: its bias, or that of the batch norm behind it, must come to zero behind
     the activation (at most 0 before a ReLU). Channels that are added go when all that is added there is dead. The
-    others wait; ``waiting`` counts them. A layer keeps at least one channel.
+    others wait; ``waiting`` counts them.
+
+    A layer that is dead as a whole while the model still gets from its inputs to its outputs by another way (a
+    residual branch, a weighted shortcut) is deleted, with all that only leads to it: its parameters leave model and
+    optimizer, and a constant, its bias or that of the norm behind it, which learns on, stands in its place. Where there
+    is no other way the layer keeps its best channel, and a warning says so.
 
     A batch norm in training mode gives a dead channel its bias exactly; its running statistics only follow step by
     step. Removal goes by what they come to: outputs in evaluation mode can move by what had not faded yet.
@@ -79,29 +92,40 @@ def remove_dead_channels_(
         such as a ``WeightAverage``. example_inputs - what the model is called with: a tensor, a tuple of arguments, a
         dict of keyword arguments; needed once (``self_compress_`` remembers its own). masks - by layer, a boolean per
         output channel; one that is named must be silent already, since outputs have to stay. keep - layers whose
-        outputs all stay. multiple_of - widths stay multiples of this: some dead channels stay, as zeros, for kernels
+        outputs all stay. residual - ``"branch"``: a layer whose output is only added to something loses its dead
+        channels even if what it is added to lives; zeros are put back behind it, which costs a copy of its output.
+        multiple_of - widths stay multiples of this: some dead channels stay, as zeros, for kernels
         that like round widths. fold_constants - also take out channels that are a constant other than zero for a linear
         layer or an unpadded convolution with a bias, and add it to that bias: the output is the same, what is learned
         later is not, so do it at the end, without copies. dry_run - change nothing, only report.
     Raises: StructureError - the model cannot be followed (see ``channel_graph``) or copied, the optimizer's state or a
         copy cannot be sliced, or the smaller model gives other outputs. ConfigError - no example, unknown names, ranks
         that differ. Model, optimizer and copies are then as before; see ``apply_structure_change`` for several copies.
-    Warns: NoEffectWarning - an operation that is not known keeps channels.
+    Warns: NoEffectWarning - an operation that is not known keeps channels; the outputs depend on the inputs no more.
     Cost: a forward pass of two samples with bookkeeping; when something goes, also two copies of the model to try the
         change on and a pass of each; host syncs; two small collectives.
     Source: Csefalvay and Imber, arXiv 2301.13142, where a channel also waits for its bias to vanish.
     """
     if multiple_of < 1:
         raise ConfigError(f"remove_dead_channels_: multiple_of is {multiple_of}; it has to be at least 1")
-    copies = list(also)
+    if residual not in get_args(Residual):
+        raise ConfigError(f"remove_dead_channels_: residual is {residual!r}; it has to be 'group' or 'branch'")
+    copies, keep = list(also), list(keep)
     with ranks.failing_together("looking for channels to remove"):
-        graph = channel_graph(model, example_inputs, masks)
+        graph = channel_graph(model, example_inputs, masks, branches=residual == "branch")
         removed = graph.removable(fold=fold_constants, multiple_of=multiple_of, keep=keep)
-        change = _change(graph, removed)
+        change = _change(model, graph, removed, keep)
         report = _report(model, graph, removed, change)
     ranks.assert_same_on_all_ranks(change.digest(), "what remove_dead_channels_ would remove")
     if dry_run:
         return report
+    if not graph.facts.depends_on_inputs:
+        warnings.warn(
+            f"the outputs of {type(model).__name__} depend on its inputs no more: every way from one to the other "
+            "leads through a layer that is dead as a whole. One channel of each is kept",
+            NoEffectWarning,
+            stacklevel=2,
+        )
     if not change.is_empty:
         _remove(model, optimizer, copies, graph, removed, change, fold_constants=fold_constants)
     settle_dead_in_copies_(model, copies)
@@ -126,8 +150,12 @@ def _remove(
                 "of its copies; fold after training, without also="
             )
         names = {module: name for name, module in model.named_modules()}
-        sizes = {(names[module], name): size for (module, name), size in graph.sizes(removed).items()}
-        _try_on_a_copy(model, change, shifts, sizes, _running_means(graph, removed))
+        sizes = {
+            (names[module], name): size
+            for (module, name), size in graph.sizes(removed).items()
+            if not is_gone(f"{names[module]}.{name}", change.modules)
+        }
+        _try_on_a_copy(model, change, shifts, sizes, _running_means(graph, removed, change))
         with _without_gradients(model, for_good=False):
             planned_change(change, model=model, optimizer=optimizer, copies=copies)
     with _without_gradients(model, for_good=True), _shifted(model, shifts):
@@ -137,26 +165,34 @@ def _remove(
     shrink_wiring_(model, graph, removed)
 
 
-def _change(graph: ChannelGraph, removed: Bool[Tensor, " classes"]) -> StructureChange:
+def _change(
+    model: nn.Module, graph: ChannelGraph, removed: Bool[Tensor, " classes"], keep: Collection[str]
+) -> StructureChange:
     kept: dict[str, Slices] = {}
+    specs = graph.specs(model, removed, keep)
     for (name, dim), classes in graph.axes().items():
         gone = removed[classes]
-        if bool(gone.any()):
+        if bool(gone.any()) and not is_gone(name, specs):
             kept[name] = (*kept.get(name, ()), (dim, (~gone).nonzero().flatten()))
     for weight, constraint in graph.facts.grouped.values():
         gone = constraint.positions(removed, graph.classes)
-        if bool(gone.any()):
-            name = graph.names[id(weight)]
+        name = graph.names[id(weight)]
+        if bool(gone.any()) and not is_gone(name, specs):
             kept[name] = (*kept.get(name, ()), (1, (~gone).nonzero().flatten()))
-    return StructureChange(kept)
+    return StructureChange(kept, specs)
 
 
 def _report(model: nn.Module, graph: ChannelGraph, removed: Tensor, change: StructureChange) -> RemovalReport:
     outputs = graph.outputs()
-    widths = {name: (len(own), int((~removed[own]).sum())) for name, own in outputs.items()}
+    constant_in_place = {name for name, spec in change.modules.items() if spec["kind"] == "constant"}
+    widths = {
+        name: (len(own), 0 if name in constant_in_place else int((~removed[own]).sum()))
+        for name, own in outputs.items()
+    }
     would_go = graph.silent_but_for_constants() & ~removed
     waiting, constant = {}, {}
-    for name, own in outputs.items():
+    for name in outputs.keys() - constant_in_place:
+        own = outputs[name]
         dead = graph.dead_outputs(name) & ~removed[own]
         if bool(dead.any()):
             waiting[name] = int(dead.sum())
@@ -168,14 +204,16 @@ def _report(model: nn.Module, graph: ChannelGraph, removed: Tensor, change: Stru
         sizes = list(parameter.shape)
         for dim, index in change.slices(name):
             sizes[dim] = len(index)
-        after += torch.Size(sizes).numel()
+        after += 0 if change.is_gone(name) else torch.Size(sizes).numel()
     return RemovalReport(
         num_channels=sum(before - left for before, left in widths.values()),
         num_weights_before=sum(parameter.numel() for _, parameter in weights.values()),
         num_weights_after=after,
         channels={name: pair for name, pair in widths.items() if pair[0] != pair[1]},
-        waiting=waiting,
-        waiting_for_constant=constant,
+        deleted=tuple(sorted(constant_in_place)),
+        scattered=tuple(sorted(change.modules.keys() - constant_in_place)),
+        waiting={name: waiting[name] for name in outputs if name in waiting},
+        waiting_for_constant={name: constant[name] for name in outputs if name in constant},
         barriers=graph.barriers(),
         change=change,
     )
@@ -186,7 +224,7 @@ def _folded(model: nn.Module, graph: ChannelGraph, removed: Tensor) -> dict[str,
     shifts: dict[str, Tensor] = {}
     for sink in graph.facts.sinks:
         gone = removed[graph.classes[sink.labels]] & ~sink.is_silent
-        if not bool(gone.any()) or sink.weight is None:
+        if not bool(gone.any()) or sink.weight is None or sink.layer in graph.empty:
             continue
         layer = model.get_submodule(sink.layer)
         weight = layer.weight
@@ -198,12 +236,14 @@ def _folded(model: nn.Module, graph: ChannelGraph, removed: Tensor) -> dict[str,
     return shifts
 
 
-def _running_means(graph: ChannelGraph, removed: Tensor) -> dict[str, Tensor]:
+def _running_means(graph: ChannelGraph, removed: Tensor, change: StructureChange) -> dict[str, Tensor]:
     """By name, what the running means of channels that go would come to; NaN for the others."""
-    return {
-        graph.names[id(one.tensor)]: torch.where(removed[graph.classes[one.labels]], one.constants, torch.nan)
-        for one in graph.facts.running
-    }
+    means = {}
+    for one in graph.facts.running:
+        name = graph.names[id(one.tensor)]
+        goes = removed[graph.classes[one.labels]] | change.is_gone(name)
+        means[name] = torch.where(goes, one.constants, torch.nan)
+    return means
 
 
 def _set_sizes(model: nn.Module, sizes: Mapping[tuple[str, str], int]) -> None:

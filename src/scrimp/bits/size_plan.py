@@ -106,7 +106,13 @@ def _make_plan(
     channel_parts: list[tuple[Tensor, Tensor, Tensor]] = []
     input_parts: list[tuple[Tensor, Tensor, Tensor]] = []
     starts: dict[str, int] = {}
-    num_channels = num_slots = original_size = 0
+    num_channels = num_slots = 0
+    facts = layers[0].quantizer.facts
+    original_size = {
+        Objective.BITS: facts.num_all_weights,
+        Objective.OPERATIONS: facts.num_all_operations,
+        Objective.ACTIVATIONS: facts.num_all_activations,
+    }[objective]
     for layer in layers:
         facts, name = layer.quantizer.facts, layer.quantizer.name
         num_inputs, num_outputs = num_inputs_and_outputs(layer)
@@ -114,12 +120,11 @@ def _make_plan(
         per_pair = layer.raw_weight.numel() * groups // (num_inputs * num_outputs)
         match objective:
             case Objective.BITS:
-                price, original = per_pair, facts.num_weights
+                price = per_pair
             case Objective.OPERATIONS:
-                price, original = per_pair * facts.num_positions, facts.num_weights * facts.num_positions
+                price = per_pair * facts.num_positions
             case Objective.ACTIVATIONS:
-                price, original = facts.num_positions, facts.num_channels * facts.num_positions
-        original_size += original
+                price = facts.num_positions
         slots = torch.arange(num_slots, num_slots + groups)
         for parts, classes in ((channel_parts, wiring.outputs[name]), (input_parts, wiring.inputs[name])):
             repeated = slots.repeat_interleave(len(classes) // groups)

@@ -128,7 +128,7 @@ class WeightAverage:
         """Slice the averages. Raises StructureError, and changes nothing, when they have not the shapes."""
         self._refuse_while_swapped("a change of structure")
         plan = StructurePlan()
-        plain = StructureChange(dict(plain_names(change.kept.items())))
+        plain = StructureChange(dict(plain_names(change.kept.items())), dict(plain_names(change.modules.items())))
         plan.add_dict(self._average, plain, "WeightAverage", names=list(self._average))
         plan.commit()
 

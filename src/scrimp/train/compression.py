@@ -115,7 +115,7 @@ class Compressor:
 
     def before_restore(self, state: Mapping[str, Any]) -> None:
         """Give the fresh model the structure that was saved."""
-        apply_structure_(self.model, Structure.from_state(state["structure"]))
+        apply_structure_(self.model, Structure.from_state(state["structure"]), self.optimizer)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on; the model has been restored by now."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 Removed = Bool[Tensor, " classes"]
@@ -115,15 +115,34 @@ class Heads:
 
 @dataclass(frozen=True)
 class AtLeastOne:
-    """A dimension of a tensor never becomes empty: its first channel then stays."""
+    """A dimension of a tensor never becomes empty: the best channel then stays, the first one without ``scores``."""
 
     labels: Int64[Tensor, " size"]
+    scores: Float[Tensor, " size"] | None = None
 
     def keep(self, removed: Removed, classes: Int64[Tensor, " atoms"]) -> None:
         """See the class."""
         own = classes[self.labels]
         if bool(removed[own].all()):
-            removed[own[0]] = False
+            removed[own[0 if self.scores is None else int(self.scores.argmax())]] = False
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Where zeros are put back behind a module: what is seen there goes only if the module's channel goes, too.
+
+    A channel of the module can go alone if it ``may_go``.
+    """
+
+    inputs: Int64[Tensor, " inputs"]
+    outputs: Int64[Tensor, " inputs"]
+    may_go: Bool[Tensor, " inputs"]
+
+    def keep(self, removed: Removed, classes: Int64[Tensor, " atoms"]) -> None:
+        """See the class."""
+        inputs, outputs = classes[self.inputs], classes[self.outputs]
+        removed[outputs[removed[outputs] & ~removed[inputs]]] = False
+        removed[inputs[removed[inputs] & ~removed[outputs] & ~self.may_go]] = False
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,32 @@ class RunningMean:
 
 
 @dataclass
+class NormCall:
+    """A batch norm as it was called: its channels, and whether what it gives is its bias, whatever the input."""
+
+    module: str
+    labels: Tensor
+    is_constant: bool
+
+
+@dataclass
+class ScatterPoint:
+    """A module behind which zeros can be put back, or are (``exists``), so that its channels go without those there.
+
+    ``inputs`` are the channels that it gives, ``outputs`` those that are seen behind, ``index`` where the inputs are
+    among them; ``is_zero``: which inputs are zero everywhere.
+    """
+
+    module: str
+    axis: int
+    inputs: Tensor
+    outputs: Tensor
+    index: Tensor
+    is_zero: Tensor
+    exists: bool
+
+
+@dataclass
 class SizeAttribute:
     """A number that a module keeps and cuts tensors by; it becomes what is left of ``labels`` across ``axis``."""
 
@@ -150,6 +176,10 @@ class Facts:
     sinks: list[Sink] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
     running: list[RunningMean] = field(default_factory=list)
+    norms: list[NormCall] = field(default_factory=list)
+    scatters: list[ScatterPoint] = field(default_factory=list)
+    num_calls: dict[str, int] = field(default_factory=dict)
+    depends_on_inputs: bool = False
     attributes: list[SizeAttribute] = field(default_factory=list)
     grouped: dict[int, tuple[Tensor, GroupedInputs]] = field(default_factory=dict)
     head_atoms: list[Tensor] = field(default_factory=list)

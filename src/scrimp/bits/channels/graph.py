@@ -1,14 +1,17 @@
 """The channel graph of a model, and which of its channels can go."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
+from scrimp._core.stand_ins import Spec, constant_spec, scatter_spec, specs_of
 from scrimp._core.structure_plan import named_tensors, owner_of, some
-from scrimp.bits.channels.constraints import AtLeastOne, Constraint, EqualParts, MultipleOf
+from scrimp.bits.channels.constraints import AtLeastOne, Constraint, EqualParts, Heads, MultipleOf, Scattered
+from scrimp.bits.channels.empty import empty_layers
 from scrimp.bits.channels.facts import Facts, ParamAxis, SizeAttribute
 from scrimp.bits.layers import quantized_layers
 from scrimp.errors import ConfigError
@@ -49,6 +52,14 @@ class ChannelGraph:
             if weight is not None:
                 for name in layer.parameter_names:
                     facts.axes[id(tensors[name]), 0] = ParamAxis(tensors[name], 0, weight.labels)
+        self.empty = empty_layers(model, self)
+
+    def joined(self, model: nn.Module) -> "ChannelGraph":
+        """The same with channels before and behind zeros that were put back as one: what a layer contributes to."""
+        facts = dataclasses.replace(self.facts, scatters=[])
+        for point in self.facts.scatters:
+            facts.atoms.tie(point.inputs, point.outputs[point.index])
+        return ChannelGraph(model, facts)
 
     def outputs(self) -> dict[str, Int64[Tensor, " channels"]]:
         """For each layer the classes of its output channels, in the order in which the model calls the layers."""
@@ -92,20 +103,32 @@ class ChannelGraph:
             result[self.classes[sink.labels[~sink.is_silent & sink.value.isnan()]]] = False
         return result
 
-    def unread(self) -> Bool[Tensor, " classes"]:
-        """Which classes are only read by layers that are dead as a whole: what leads into an empty branch."""
+    def unread(self, gone: Collection[str]) -> Bool[Tensor, " classes"]:
+        """Which classes are only read by layers that are ``gone`` or dead as a whole: what leads to an empty branch."""
         result = torch.zeros(self.num_classes, dtype=torch.bool)
         others = torch.zeros(self.num_classes, dtype=torch.bool)
         for sink in self.facts.sinks:
             is_unread = torch.zeros_like(sink.is_silent) if sink.is_unread is None else sink.is_unread
+            if sink.layer in gone:
+                is_unread = torch.ones_like(is_unread)
             result[self.classes[sink.labels[is_unread]]] = True
             others[self.classes[sink.labels[~is_unread]]] = True
-        return result & ~others
+        result &= ~others & ~self.pinned()
+        for point in self.facts.scatters:
+            inputs, outputs = self.classes[point.inputs], self.classes[point.outputs[point.index]]
+            result[inputs] |= result[outputs] & ~others[inputs]
+        for heads in self.facts.constraints:
+            if isinstance(heads, Heads) and bool(result[self.classes[heads.values]].all()):
+                for atoms in (heads.queries, heads.keys):
+                    result[self.classes[atoms]] |= ~others[self.classes[atoms]]
+        return result
 
     def silent(self, *, fold: bool = False) -> Bool[Tensor, " classes"]:
         """Which classes nobody hears: zero wherever they are read. With ``fold`` also constants that can be folded."""
         result = torch.ones(self.num_classes, dtype=torch.bool)
         for sink in self.facts.sinks:
+            if sink.layer in self.empty:
+                continue
             is_free = sink.is_silent | (~sink.value.isnan() & sink.can_fold) if fold else sink.is_silent
             result[self.classes[sink.labels[~is_free]]] = False
         return result
@@ -115,9 +138,9 @@ class ChannelGraph:
     ) -> Bool[Tensor, " classes"]:
         """Which classes can go now, all together."""
         heads = torch.zeros(self.num_classes, dtype=torch.bool)
-        for atoms in self.facts.head_atoms:
+        for atoms in (*self.facts.head_atoms, *(point.outputs for point in self.facts.scatters)):
             heads[self.classes[atoms]] = True
-        removed = (self.dead() | self.unread() | heads) & self.silent(fold=fold) & ~self.pinned()
+        removed = (self.dead() | self.unread(self.empty) | heads) & self.silent(fold=fold) & ~self.pinned()
         outputs = self.outputs()
         for name in keep:
             if name not in outputs:
@@ -127,7 +150,13 @@ class ChannelGraph:
             removed[outputs[name]] = False
         choices: list[Constraint] = [one for one in self.facts.constraints if isinstance(one, EqualParts)]
         needs = [one for one in self.facts.constraints if not isinstance(one, EqualParts)]
-        needs += [AtLeastOne(axis.labels) for axis in self.facts.axes.values()]
+        axes = [*self._output_axes(), *self.facts.axes.values()]  # the outputs of layers choose first
+        needs += [AtLeastOne(axis.labels, _scores(axis)) for axis in axes]
+        for point in self.facts.scatters:
+            may_go = (
+                point.is_zero if point.exists or point.module not in self.empty else torch.zeros_like(point.is_zero)
+            )
+            needs.append(Scattered(point.inputs, point.outputs[point.index], may_go))
         if multiple_of > 1:
             choices += [MultipleOf(axis.labels, multiple_of) for axis in self._output_axes()]
         self._settle(removed, needs)
@@ -146,6 +175,30 @@ class ChannelGraph:
             self._keep_unequal_sizes(removed)
             if int(removed.sum()) == before:
                 return before != start
+
+    def specs(self, model: nn.Module, removed: Bool[Tensor, " classes"], keep: Collection[str]) -> dict[str, Spec]:
+        """What takes the place of modules that are empty, and where zeros are put back, when these classes go."""
+        outputs = self.outputs()
+        widths = {norm.module: self.classes[norm.labels] for norm in self.facts.norms} | outputs
+        specs: dict[str, Spec] = {}
+        behind = {point.module: point for point in self.facts.scatters}
+        standing = specs_of(model)
+        for name, is_read in self.empty.items():
+            point = behind.get(name)
+            is_scattered = point is not None and point.exists
+            classes = self.classes[point.outputs] if point is not None and point.exists else widths[name]
+            module = model.get_submodule(name)
+            with_bias = is_read and not is_scattered and module._parameters.get("bias") is not None
+            if name not in keep:
+                specs[name] = constant_spec(module, int((~removed[classes]).sum()), with_bias=with_bias)
+        for name, point in behind.items():
+            left = [~removed[self.classes[atoms]] for atoms in (point.inputs, point.outputs)]
+            index = (left[1].cumsum(0) - 1)[point.index[left[0]]]
+            spec = scatter_spec(point.axis, int(left[1].sum()), index.tolist())
+            is_needed = point.exists or int(left[0].sum()) < int(left[1].sum())
+            if name not in specs and is_needed and spec != standing.get(name):
+                specs[name] = spec
+        return specs
 
     def sizes(self, removed: Bool[Tensor, " classes"]) -> dict[tuple[nn.Module, str], int]:
         """What the attributes that modules cut tensors by become when these classes go."""
@@ -181,3 +234,11 @@ class ChannelGraph:
 
     def _output_axes(self) -> list[ParamAxis]:
         return [axis for axis in self.facts.axes.values() if axis.is_output]
+
+
+def _scores(axis: ParamAxis) -> Tensor | None:
+    """How much there is to the channels of a layer, even if their bits are zero: the one to keep when all are dead."""
+    if not axis.is_output or axis.tensor.dim() < 2:
+        return None
+    norms: Tensor = torch.linalg.vector_norm(axis.tensor.detach().movedim(axis.dim, 0).flatten(1), dim=1)
+    return norms.cpu()

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from scrimp._core.structure_plan import owner_of
 from scrimp.bits.channels.constraints import GroupedInputs
-from scrimp.bits.channels.facts import Call, RunningMean, Sink, plain
+from scrimp.bits.channels.facts import Call, NormCall, RunningMean, Sink, plain
 from scrimp.bits.channels.pointwise import tie_axis
 from scrimp.bits.channels.trace import ChannelTrace
 from scrimp.bits.channels.values import Value, known
@@ -163,6 +164,7 @@ def batch_norm(trace: ChannelTrace, call: Call) -> None:
         if tensor is not None and id(tensor) in trace.names:
             tie_axis(trace, value, 1, trace.axis(tensor, 0))
     constants = value.constants
+    name = trace.module_name
     if constants is not None:
         tensors = [None if t is None else t.detach().cpu().double() for t in (mean, variance, scale, shift)]
         is_training = mean is None or trace.was_training.get(trace.module, True)
@@ -170,7 +172,17 @@ def batch_norm(trace: ChannelTrace, call: Call) -> None:
             trace.facts.running.append(RunningMean(mean, trace.axis(mean, 0), _silence(value, 1)[1]))
         eps = float(call.argument(7, "eps", 1e-5))
         constants = known(_normed(constants, value.shape[1], tensors, eps, is_training))
+    if value.labels is not None and isinstance(trace.module, _BatchNorm):
+        trace.facts.norms.append(NormCall(name, value.labels.flatten(), _is_shift(constants, shift)))
     trace.set(call.out, Value(value.shape, value.labels, constants, value.varies))
+
+
+def _is_shift(constants: Tensor | None, shift: Tensor | None) -> bool:
+    """Whether ``constants`` are known for all channels and are just the bias of the norm."""
+    if constants is None:
+        return False
+    shifts = torch.zeros(1, dtype=torch.float64) if shift is None else shift.detach().cpu().double()
+    return bool((constants == _beside(shifts, constants.dim())).all())
 
 
 def _normed(

@@ -48,6 +48,8 @@ def elementwise(trace: ChannelTrace, call: Call) -> None:
     shapes, labels = shape, None
     for number, (tensor, value) in enumerate(values):
         own = _labels_beside(trace, tensor, value, labels)
+        if call.name in _SUMS and value.labels is not None and value.varies and len(call.tensors()) > 1:
+            own = trace.scattered(tensor, value)
         if own is not None and varies and not value.varies and not _fits(own, labels, shapes, value.shape):
             own = None  # a table whose width cannot follow
         if not number:
@@ -192,6 +194,7 @@ _ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
+_SUMS = frozenset(("add", "iadd", "radd", "sub", "isub", "subtract", "rsub"))
 _CASTS = frozenset(
     ["float", "double", "half", "bfloat16", "to", "type", "type_as", "contiguous", "clone", "detach", "data", "alias",
      "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",

@@ -42,8 +42,9 @@ def channel_summary(
     ``channel_graph``; bits are read from the device.
     """
     graph = channel_graph(model, example_inputs, masks)
-    removed = graph.removable()
-    outputs, inputs = graph.outputs(), graph.inputs()
+    removed, own = graph.removable(), graph.outputs()
+    joined = graph.joined(model)
+    outputs, inputs = joined.outputs(), joined.inputs()
     members = {name: set(classes.tolist()) for name, classes in outputs.items()}
     learning = quantized_layers(model)
     result = []
@@ -61,7 +62,7 @@ def channel_summary(
                 num_inputs=len(inputs[name]) if name in inputs else 0,
                 num_outputs=len(classes),
                 num_dead=int(dead.sum()),
-                num_waiting=int((dead & ~removed[classes]).sum()),
+                num_waiting=int((dead & ~removed[own[name]]).sum()) if name not in graph.empty else 0,
                 mean_bits=float(live.mean()) if live is not None and len(live) else None,
                 num_weights=weight.numel(),
                 inputs_from=tuple(other for other in outputs if other != name and members[other] & read),

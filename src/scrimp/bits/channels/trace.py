@@ -6,7 +6,7 @@ dead channels turn into. Operations that only move elements are carried out on t
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from scrimp._core.module_shapes import size_attributes
+from scrimp._core.stand_ins import ConstantOutput, Scatter
 from scrimp._core.structure_plan import owner_of
 from scrimp.bits.channels.constraints import Grid
-from scrimp.bits.channels.facts import Call, Facts, KeptSize, ParamAxis, Size, SizeAttribute, plain
+from scrimp.bits.channels.facts import Call, Facts, KeptSize, ParamAxis, ScatterPoint, Size, SizeAttribute, plain
 from scrimp.bits.channels.values import Value, known
 
 # They keep gates or heads side by side in one dimension, or call kernels that take all their weights at once.
@@ -34,6 +35,8 @@ class ChannelTrace(TorchFunctionMode):
         rules: Mapping[str, Callable[["ChannelTrace", Call], None]],
         masks: Mapping[str, Tensor],
         pointwise: frozenset[type[nn.Module]],
+        *,
+        branches: bool = False,
     ) -> None:
         super().__init__()
         self.facts = Facts()
@@ -47,6 +50,17 @@ class ChannelTrace(TorchFunctionMode):
         self._values: dict[int, tuple[Tensor, Value]] = {}
         self._stack: list[tuple[str, nn.Module]] = []
         self._num_opaque = 0
+        self._branches = branches
+        self._made_by: dict[int, tuple[str, int]] = {}  # the module, and which version of the tensor it gave
+        self._num_reads: dict[tuple[int, int], int] = {}
+        self._points: list[tuple[tuple[int, int], ScatterPoint]] = []
+        self._fixed: dict[int, Tensor] = {}
+        self._inputs: set[int] = set()
+
+    @property
+    def module_name(self) -> str:
+        """The name of the innermost module that is running."""
+        return self._stack[-1][0] if self._stack else ""
 
     @property
     def module(self) -> nn.Module:
@@ -71,10 +85,12 @@ class ChannelTrace(TorchFunctionMode):
             return func(*inner_args, **inner_kwargs)
         call = Call(name.strip("_"), func, args, kwargs, None)
         before = [self.value(tensor) for tensor in call.tensors()]
+        versions = [tensor._version for tensor in call.tensors()]
         out = func(*inner_args, **inner_kwargs)
         if call.name in ("shape", "size"):
             return self._sizes(args[0], out)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self._note_reading(call.tensors(), versions, results)
         call = Call(call.name, func, args, kwargs, out)
         has_labels = any(value.labels is not None for value in before)
         rule = self._rules.get(call.name)
@@ -86,6 +102,11 @@ class ChannelTrace(TorchFunctionMode):
             varies = any(value.varies for value in before) or "rand" in call.name
             for tensor in results:
                 self.set(tensor, Value(tuple(tensor.shape), varies=varies))
+        for tensor in results:
+            if any(
+                tensor is source for source in call.tensors()
+            ):  # changed in place: what is read from now on is not what the module gave
+                self._made_by.pop(id(tensor), None)
         return out
 
     def value(self, tensor: Tensor) -> Value:
@@ -144,6 +165,11 @@ class ChannelTrace(TorchFunctionMode):
             if isinstance(tensor, Tensor):
                 self.set(tensor, Value(tuple(tensor.shape), varies=any(value.varies for value in inputs)))
 
+    @property
+    def parent_name(self) -> str:
+        """The name of the module that the innermost running one stands behind."""
+        return self._stack[-2][0]
+
     def parameter(self, tensor: Tensor | None, name: str = "weight") -> Tensor | None:
         """The parameter that a layer's weight is, or is computed from, if it can be told."""
         if tensor is None or id(tensor) in self.names:
@@ -164,6 +190,52 @@ class ChannelTrace(TorchFunctionMode):
             self.facts.order.append(layer)
         return self.facts.dead[layer]
 
+    def scattered(self, tensor: Tensor, value: Value) -> Tensor | None:
+        """The labels with which a tensor enters a sum: those behind a point where zeros could be put back, or its own.
+
+        Such a point is behind a module that is called once, and gives the tensor to this sum and to nothing else.
+        """
+        made = self._made_by.get(id(tensor))
+        if not self._branches or made is None or value.labels is None or len(value.axes) != 1:
+            return value.labels
+        name, version = made
+        axis = value.axes[0]
+        inputs = value.labels.flatten()
+        outputs = self.facts.atoms.fresh(len(inputs))
+        point = ScatterPoint(
+            name, axis, inputs, outputs, torch.arange(len(inputs)), value.zeros_along(axis), exists=False
+        )
+        self._points.append(((id(tensor), version), point))
+        return outputs.view_as(value.labels)
+
+    def finish(self) -> None:
+        """After the pass: points that turned out to be read by others, or called again, are none."""
+        for key, point in self._points:
+            is_alone = self._num_reads[key] == 1 and self.facts.num_calls[point.module] == 1
+            if is_alone and sum(key == other for other, _ in self._points) == 1:
+                self.facts.scatters.append(point)
+            else:
+                self.facts.atoms.tie(point.inputs, point.outputs)
+
+    def depends_on_inputs(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor have anything to do with the model's inputs."""
+        if id(tensor) in self._inputs:
+            return True
+        value = self.value(tensor)
+        is_known = value.constants is not None and not bool(value.constants.isnan().any())
+        return value.varies and not is_known and id(tensor) not in self._fixed
+
+    def _note_reading(self, sources: Sequence[Tensor], versions: Sequence[int], results: Sequence[Tensor]) -> None:
+        """Count who reads which version of a tensor, and follow what the inputs have no part in."""
+        for key in {(id(tensor), version) for tensor, version in zip(sources, versions, strict=True) if results}:
+            self._num_reads[key] = self._num_reads.get(key, 0) + 1
+        is_fixed = not any(self.depends_on_inputs(tensor) for tensor in sources)
+        for tensor in results:
+            if is_fixed:
+                self._fixed[id(tensor)] = tensor
+            else:
+                self._fixed.pop(id(tensor), None)
+
     def follows_as(self, size: object, labels: Tensor, axis: int) -> bool:
         """Whether ``size`` is an attribute of a module that can be rewritten when ``axis`` shrinks; noted if so."""
         if isinstance(size, KeptSize):
@@ -171,8 +243,9 @@ class ChannelTrace(TorchFunctionMode):
         return isinstance(size, KeptSize)
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, inputs: Iterable[Any]) -> Iterator[None]:
         """Follow which module is running, in evaluation mode, without gradients; all is put back afterwards."""
+        self._inputs = {id(leaf) for leaf in inputs if isinstance(leaf, Tensor)}
         handles = []
         sizes = [(module, name, size) for module in self.was_training for name, size in size_attributes(module).items()]
         for name, module in self._model.named_modules():
@@ -196,11 +269,13 @@ class ChannelTrace(TorchFunctionMode):
                 handle.remove()
 
     def _is_opaque(self, module: nn.Module) -> bool:
-        return isinstance(module, (*_OPAQUE, parametrize.ParametrizationList)) or type(module) in self._pointwise
+        kinds = (*_OPAQUE, parametrize.ParametrizationList, ConstantOutput, Scatter)
+        return isinstance(module, kinds) or type(module) in self._pointwise
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, _args: Any, _kwargs: Any) -> None:
             self._stack.append((name, module))
+            self.facts.num_calls[name] = self.facts.num_calls.get(name, 0) + 1
             self._num_opaque += self._is_opaque(module)
 
         return enter
@@ -211,12 +286,20 @@ class ChannelTrace(TorchFunctionMode):
                 self._num_opaque -= 1
                 if not self._num_opaque and out is not None and not isinstance(module, parametrize.ParametrizationList):
                     call = Call(type(module).__name__, module.forward, args, kwargs, out)
+                    versions = [tensor._version for tensor in call.tensors()]
+                    given = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+                    self._note_reading(call.tensors(), versions, given)
                     with torch._C.DisableTorchFunction():
                         if type(module) in self._pointwise:
                             self._rules["relu"](self, call)
+                        elif isinstance(module, ConstantOutput | Scatter):
+                            self._rules[type(module).__name__](self, call)
                         else:
                             self.barrier(call, f"{type(module).__name__} cannot be shrunk")
-            self._stack.pop()
+            name, _ = self._stack.pop()
+            taken = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            if isinstance(out, Tensor) and id(out) not in taken and _can_be_followed_by_zeros(module):
+                self._made_by.setdefault(id(out), (name, out._version))
 
     def _sizes(self, tensor: Tensor, out: Any) -> Any:
         value = self.value(tensor)
@@ -231,6 +314,12 @@ class ChannelTrace(TorchFunctionMode):
         if isinstance(out, torch.Size):
             return torch.Size([follow(size) for size in out])
         return follow(out)
+
+
+def _can_be_followed_by_zeros(module: nn.Module) -> bool:
+    """Whether it has no parts that would come to stand behind it, and is not such a part itself."""
+    is_leaf = all(child == "parametrizations" for child, _ in module.named_children())
+    return is_leaf and not isinstance(module, ConstantOutput | Scatter)
 
 
 def _all_zero(weight: Tensor, dim: int) -> Tensor:

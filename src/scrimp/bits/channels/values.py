@@ -33,6 +33,12 @@ class Value:
         """The constants in the tensor's shape."""
         return None if self.constants is None else self.constants.expand(self.shape)
 
+    def zeros_along(self, axis: int) -> Tensor:
+        """For each index along ``axis`` whether all is zero there, whatever the input."""
+        if self.constants is None:
+            return torch.zeros(self.shape[axis], dtype=torch.bool)
+        return (self.constants.movedim(axis, 0).flatten(1) == 0).all(dim=1).expand(self.shape[axis]).clone()
+
 
 def compact(tensor: Tensor) -> Tensor:
     """``tensor`` with size 1 along every axis along which nothing changes; two NaNs are equal."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from scrimp._core.rng import capture_global_rng, restore_global_rng
 from scrimp._core.structure_plan import named_tensors, some
-from scrimp.bits.channels import layers, movement, passing
+from scrimp.bits.channels import layers, movement, passing, replaced
 from scrimp.bits.channels import pointwise as elements
 from scrimp.bits.channels.checks import check_masks, check_model
 from scrimp.bits.channels.graph import OUTPUT, ChannelGraph
@@ -21,7 +21,7 @@ from scrimp.bits.channels.trace import ChannelTrace
 from scrimp.bits.layers import quantized_layers
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
 
-_RULES = {**elements.RULES, **movement.RULES, **layers.RULES, **passing.RULES}
+_RULES = {**elements.RULES, **movement.RULES, **layers.RULES, **passing.RULES, **replaced.RULES}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def channel_graph(
     masks: Mapping[str, Bool[Tensor, " channels"]] | None = None,
     *,
     pointwise: Iterable[type[nn.Module]] = (),
+    branches: bool = False,
 ) -> ChannelGraph:
     """Watch one forward pass of ``model`` and say which channels belong together.
 
@@ -57,7 +58,8 @@ def channel_graph(
     Args: example_inputs - a tensor, a tuple of arguments or a dict of keyword arguments; None takes those remembered.
         masks - by layer, which of its outputs are dead; for other layers, those whose weights are all exactly zero.
         pointwise - module classes of yours whose forward treats each element by itself, where that is not found out;
-        remembered with the example.
+        remembered with the example. branches - channels that are added need not go together where zeros can be put
+        back behind one of them: see ``remove_dead_channels_``.
     Raises: StructureError - lazy, parametrised or compiled modules, sparse tensors, or the model does not run on
         the example. ConfigError - no example, or a mask that fits no layer.
     Warns: NoEffectWarning - an operation that is not known, with the layers that it keeps from shrinking.
@@ -72,12 +74,12 @@ def channel_graph(
     check_model(model)
     masks = {**{name: layer.dead for name, layer in quantized_layers(model).items()}, **(masks or {})}
     check_masks(model, masks)
-    trace = ChannelTrace(model, _RULES, masks, _EXAMPLES[model].pointwise)
+    trace = ChannelTrace(model, _RULES, masks, _EXAMPLES[model].pointwise, branches=branches)
     args, kwargs = example_of(model)
     random_state = capture_global_rng()
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        with trace.watching():
+        with trace.watching(tree_leaves((args, kwargs))):
             out = model(*args, **kwargs)
     except Exception as error:
         raise StructureError(
@@ -92,8 +94,10 @@ def channel_graph(
     for leaf in tree_leaves(plain_outputs(out)):
         if isinstance(leaf, Tensor):
             value = trace.value(leaf)
+            trace.facts.depends_on_inputs |= trace.depends_on_inputs(leaf)
             if value.labels is not None:
                 trace.facts.atoms.pin(value.labels, OUTPUT)
+    trace.finish()
     graph = ChannelGraph(model, trace.facts)
     if unknown := [barrier for barrier in graph.barriers() if barrier.is_unknown]:
         told = "; ".join(f"{barrier.reason} keeps the outputs of {some(list(barrier.layers))}" for barrier in unknown)

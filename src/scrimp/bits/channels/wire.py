@@ -22,7 +22,7 @@ def graph_wiring(model: nn.Module, example_inputs: ExampleInputs) -> Wiring:
     """
     poor = trace_modules(model, example_inputs)
     try:
-        graph = channel_graph(model, example_inputs)
+        graph = channel_graph(model, example_inputs).joined(model)
     except StructureError:
         return poor
     inputs, outputs = graph.inputs(), graph.outputs()
