@@ -9,6 +9,7 @@ from scrimp._core.names import nearest
 from scrimp.cli.main import Parser
 from scrimp.errors import ConfigError
 from scrimp.train.config import TrainConfig, parse_model_arg
+from scrimp.train.variants import without_rivals
 
 
 def add_config_flags(parser: argparse.ArgumentParser, defaults: TrainConfig) -> None:
@@ -38,14 +39,19 @@ def apply_flags(namespace: argparse.Namespace, base: TrainConfig) -> TrainConfig
     """``base`` with the settings that were given on the command line.
 
     Another model starts without those settings of ``base`` that belong to its model (arguments, whitening and the
-    like); for the same model, arguments are added to those of ``base``.
+    like); for the same model, arguments are added to those of ``base``. What contradicts a given setting is dropped.
     """
-    names = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("flag", True)]
-    given = {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
-    base = base.with_model(given.get("model", base.model))
+    given = given_flags(namespace)
+    base = without_rivals(base.with_model(given.get("model", base.model)), given)
     if "model_args" in given:
         given["model_args"] = {**base.model_args, **dict(map(parse_model_arg, given["model_args"]))}
     return base.replace(**given)
+
+
+def given_flags(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line, as they were parsed."""
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("flag", True)]
+    return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
 
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:

@@ -27,6 +27,7 @@ Make training cheaper, and see what each saving cost.
 
 commands:
   train [RECIPE]   train a model; without a recipe, handwritten digits in under a minute
+  compare [RECIPE] train plainly, with each saving and with all, and show what each saved
   report RUN...    write the page of finished or interrupted runs again, and show their tables
   checkpoints ...  list, check, export, import and delete stored checkpoints
   pack RUN         pack the model of a finished run into a small file
@@ -87,6 +88,10 @@ def _run(command: str, rest: list[str]) -> int:
         from scrimp.cli.train import train_command  # noqa: PLC0415
 
         return train_command(rest)
+    if command == "compare":
+        from scrimp.cli.compare import compare_command  # noqa: PLC0415
+
+        return compare_command(rest)
     if command == "report":
         from scrimp.cli.report import report_command  # noqa: PLC0415
 
@@ -105,5 +110,5 @@ def _run(command: str, rest: list[str]) -> int:
         return commands[command](rest)
     from scrimp._core.names import nearest  # noqa: PLC0415
 
-    known = ["train", "report", "checkpoints", "pack", "unpack", "export", "inspect"]
+    known = ["train", "compare", "report", "checkpoints", "pack", "unpack", "export", "inspect"]
     raise ConfigError(f"no command is called {command!r}{nearest(command, known)}")

@@ -1,7 +1,11 @@
 """Tables for people: drawn by rich on a terminal, plain lines elsewhere."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
+
+from scrimp.report.comparison import Comparison
+from scrimp.report.comparison_table import ComparisonTable, comparison_table, footnote, legend, verdicts
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -31,3 +35,42 @@ def _draw(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the table of a comparison, what its seeds say, and what its variants are."""
+    table = comparison_table(comparison)
+    if not table.rows:
+        print("no run has finished")
+        return
+    if sys.stdout.isatty():
+        _draw_comparison(table)
+    else:
+        texts = [[" ".join(filter(None, [c.value, c.spread, c.ratio])) for c in cells] for _, cells in table.rows]
+        show_table(("", *table.header), [(name, *cells) for (name, _), cells in zip(table.rows, texts, strict=True)])
+    print()
+    for line in (*verdicts(comparison), "", *(f"{name}: {meaning}" for name, meaning in legend(comparison)), ""):
+        print(line)
+    print(textwrap.fill(footnote(comparison), 100))
+
+
+def _draw_comparison(table: ComparisonTable) -> None:
+    """Two lines a cell: the mean, and its spread or ratio."""
+    from rich import box  # noqa: PLC0415 - optional package
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column("")
+    for name in table.header:
+        drawn.add_column(Text(name), justify="right")
+    for name, cells in table.rows:
+        shown = []
+        for one in cells:
+            below = Text.assemble(
+                (one.spread, "dim"), " " if one.spread and one.ratio else "", (one.ratio, "bold green")
+            )
+            shown.append(Text(f"{one.value}\n") + below)
+        drawn.add_row(Text(name, style="bold"), *shown)
+    Console().print(drawn)

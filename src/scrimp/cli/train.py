@@ -26,6 +26,7 @@ from scrimp.train.parallel import local_rank
 from scrimp.train.recipes import RECIPES, find_recipe
 from scrimp.train.run import Started, run
 from scrimp.train.run_dir import newest_unfinished, read_config
+from scrimp.train.variants import SAVINGS, parse_savings, with_savings
 
 _DEFAULT_RECIPE = "digits"
 
@@ -71,11 +72,14 @@ def _configure(namespace: argparse.Namespace) -> tuple[TrainConfig, Path | None]
     """The configuration and directory: the recipe with the flags given, or that of the run which is resumed."""
     if not namespace.resume:
         recipe = find_recipe(namespace.recipe or _DEFAULT_RECIPE, namespace.rung)
+        if namespace.savings is not None:
+            recipe = with_savings(recipe, parse_savings(namespace.savings, recipe.recipe))
         return apply_flags(namespace, recipe), namespace.out
     out = namespace.out or newest_unfinished(namespace.recipe)
     stored = read_config(out)
-    if namespace.rung is not None:
-        raise ConfigError("a run goes on with its own settings; leave --rung out with --resume")
+    for flag in ("rung", "savings"):
+        if getattr(namespace, flag) is not None:
+            raise ConfigError(f"a run goes on with its own settings; leave --{flag} out with --resume")
     if namespace.recipe not in (None, stored.recipe):
         raise ConfigError(f"{out} holds a run of {stored.recipe!r}, not of {namespace.recipe!r}; leave the recipe out")
     return apply_flags(namespace, stored), out
@@ -92,6 +96,7 @@ def _parser(defaults: TrainConfig) -> Parser:
         "  scrimp train                                       handwritten digits, nothing to download\n"
         "  scrimp train fashion-mnist --data path/to/folder   IDX, parquet, CIFAR or class folders\n"
         "  scrimp train cifar10-small --num-epochs 3 --seed 1\n"
+        "  scrimp train fashion-mnist --savings all           or none, or samples,bits\n"
         "  scrimp train cifar10-small --model my_module:make_model --model-args depth=20\n"
         "  scrimp train --resume                              go on with the newest unfinished run\n"
         "  torchrun --nproc-per-node 2 -m scrimp train digits --batch-size 32",
@@ -101,6 +106,11 @@ def _parser(defaults: TrainConfig) -> Parser:
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see above (default: digits)")
     parser.add_argument("--rung", type=int, metavar="N", help="cifar10-page: rung of its ladder, from 0 (the baseline)")
+    parser.add_argument(
+        "--savings",
+        metavar="all|none|NAMES",
+        help=f"of {','.join(SAVINGS)}: those which to use (default: the recipe's)",
+    )
     run_group = parser.add_argument_group("where")
     run_group.add_argument("--out", type=Path, metavar="DIR", help="directory of the run (default: runs/RECIPE-NNN)")
     run_group.add_argument(

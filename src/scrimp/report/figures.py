@@ -53,10 +53,12 @@ def line_chart(
     unit: str = "",
     log_y: bool = False,
     from_zero: bool = False,
+    colours: Sequence[str] = ("s1", "s2", "s3"),
 ) -> Figure:
     """A chart of one or several curves over a common x axis that begins at 0.
 
     At most 400 points of each curve are drawn, spikes included. ``log_y`` is followed when all values are above 0.
+    ``colours`` are classes of the style sheet, one for each line.
     """
     kept = [_thinned(line) for line in lines]
     values = [y for line in kept for y in line.y]
@@ -70,8 +72,8 @@ def line_chart(
     ends = [x for line in kept for x in line.x]
     x_axis = linear_axis(min(0.0, *ends), max(ends) or 1.0, snap=False)
     curves = [
-        _curve(line, thinned, (x_axis, y_axis), f"s{number}")
-        for number, (line, thinned) in enumerate(zip(lines, kept, strict=True), 1)
+        _curve(line, thinned, (x_axis, y_axis), colour)
+        for line, thinned, colour in zip(lines, kept, colours, strict=False)
     ]
     num_bad = sum(not is_drawable(y) for line in lines for y in line.y)
     plural = "s that are" if num_bad != 1 else " that is"
@@ -85,6 +87,7 @@ def line_chart(
         x_label=x_label,
         marks="".join(paths for paths, _ in curves),
         dots="".join(dots for _, dots in curves),
+        colours=colours,
         remark=f"{num_bad} value{plural} not finite cannot be drawn." if num_bad else "",
     )
 
@@ -220,14 +223,15 @@ def _chart(
     marks: str,
     dots: str,
     remark: str = "",
+    colours: Sequence[str] = ("s1",),
 ) -> Figure:
     x_axis, y_axis = axes
     points = [[[float(f"{x:.6g}"), float(f"{y:.5g}")] for x, y in one] for one in series]
     data = {"low": x_axis.low, "high": x_axis.high, "when": x_label, "series": points}
     # a single curve is named by the title: its legend is just its value
     names = [
-        f'<i class="s{number}"></i>{escape(name)} ' if len(legend) > 1 else ""
-        for number, (name, _) in enumerate(legend, 1)
+        f'<i class="{colour}"></i>{escape(name)} ' if len(legend) > 1 else ""
+        for (name, _), colour in zip(legend, colours, strict=False)
     ]
     entries = "".join(
         f"<li>{name}<b>{format_number(value)}</b></li>" for name, (_, value) in zip(names, legend, strict=True)
@@ -239,7 +243,7 @@ def _chart(
         f'<figcaption><h3>{escape(title)}</h3><span class="unit">{escape(unit)}</span>'
         f'<ul class="legend">{entries}</ul></figcaption>'
         f'<div class="plot" style="--gutter:{gutter}ch"><svg {_accessible(title, description)}'
-        f"{_grid(x_axis, y_axis)}"
+        f"{grid(x_axis, y_axis)}"
         '<svg class="marks" viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">'
         f"{marks}</svg>"
         f'{dots}<line class="cursor" x1="0" x2="0" y1="0" y2="100%"/>'
@@ -248,7 +252,8 @@ def _chart(
     )
 
 
-def _grid(x_axis: Axis, y_axis: Axis) -> str:
+def grid(x_axis: Axis, y_axis: Axis) -> str:
+    """Lines and labels of both axes, as SVG."""
     parts = []
     for tick, label in zip(y_axis.ticks, y_axis.labels, strict=True):
         height = f"{100 - 100 * y_axis.position(tick):.2f}%"

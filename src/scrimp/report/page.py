@@ -4,13 +4,15 @@ import base64
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from scrimp._core.atomic_files import write_text
 from scrimp.errors import MissingDependencyError
-from scrimp.report.facts import facts
+from scrimp.report.facts import Fact, facts
 from scrimp.report.record import RunRecord, RunStatus, read_run
+from scrimp.report.section import Section
 from scrimp.report.sections import SECTIONS
 
 PAGE_NAME = "report.html"
@@ -45,6 +47,31 @@ def render_page(record: RunRecord) -> str:
 
     Raises: MissingDependencyError - jinja2 is not installed.
     """
+    return fill_page(
+        kind="run",
+        title=_setting(record, "recipe") or "A run",
+        subtitle=[part for part in _subtitle(record) if part],
+        status=record.status.value,
+        last_word=_last_word(record),
+        facts=facts(record),
+        sections=[section for make in SECTIONS if (section := make(record)) is not None],
+    )
+
+
+def fill_page(
+    *,
+    kind: str,
+    title: str,
+    subtitle: Sequence[str],
+    status: str,
+    last_word: str,
+    facts: Sequence[Fact],
+    sections: Sequence[Section],
+) -> str:
+    """A page of some ``kind`` from its parts; all of them are escaped but finished figures.
+
+    Raises: MissingDependencyError - jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - optional package
     except ImportError as error:
@@ -59,16 +86,10 @@ def render_page(record: RunRecord) -> str:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html.j2").render(
-        title=_setting(record, "recipe"),
-        subtitle=[part for part in _subtitle(record) if part],
-        status=record.status.value,
-        last_word=_last_word(record),
-        facts=facts(record),
-        sections=[section for make in SECTIONS if (section := make(record)) is not None],
-        style=_Trusted(_resource("page.css")),
-        script=_Trusted(_resource("page.js")),
+        kind=kind, title=title, subtitle=subtitle, status=status, last_word=last_word, facts=facts, sections=sections,
+        style=_Trusted(_resource("page.css")), script=_Trusted(_resource("page.js")),
         script_digest=_digest(_resource("page.js")),
-    )
+    )  # fmt: skip
     return _UNSHOWABLE.sub(_picture, page)
 
 

@@ -15,7 +15,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: a title, and what is under it. ``pairs`` are names with their values."""
+    """One part of the page: a title, and what is under it.
+
+    ``pairs`` are names with their values, ``links`` texts with where they lead, beside the page.
+    """
 
     title: str
     note: str = ""
@@ -24,3 +27,4 @@ class Section:
     pairs: tuple[tuple[str, str], ...] = ()
     preformatted: str = ""
     command: str = ""
+    links: tuple[tuple[str, str], ...] = ()

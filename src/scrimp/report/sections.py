@@ -10,8 +10,10 @@ from typing import Any
 
 from scrimp.report.figures import Figure, Line, bar_chart, line_chart, stacked_bar
 from scrimp.report.network import norm_scales, profile, whitening
+from scrimp.report.network_change import network_change
 from scrimp.report.record import Point, RunRecord
 from scrimp.report.section import Section, Table
+from scrimp.report.thumbnails import visit_figures
 from scrimp.report.units import byte_unit, format_bytes, format_number, format_ratio, format_seconds
 
 _MAX_CLASSES = 20
@@ -111,7 +113,7 @@ def pruning(record: RunRecord) -> Section | None:
     return Section(
         "Samples",
         note=note,
-        figures=tuple(figure for figure in figures if figure is not None),
+        figures=(*visit_figures(record), *(figure for figure in figures if figure is not None)),
         tables=(Table(("pruning", ""), tuple(rows)),),
     )
 
@@ -247,6 +249,7 @@ def compression(record: RunRecord) -> Section | None:
     factor, unit = byte_unit(max(point.value for point in sizes))
     kept = record.series("step", "weights_kept_fraction")
     figures = (
+        network_change(record),
         _over_epochs([_line("packed", sizes, factor=1 / factor)], title="Size of the model", unit=unit, log_y=True),
         _over_epochs([_line("weights", kept, factor=100)], title="Weights left", unit="%", from_zero=True),
     )

@@ -20,7 +20,7 @@ _OPTIONAL_COUNTS = (
 _NUMBERS = ("num_epochs", "train_seconds", "total_seconds", "examples_per_second", "weights_kept_fraction")
 _OPTIONAL_NUMBERS = (
     "test_accuracy", "test_accuracy_one_view", "test_loss_nats", "checkpoint_delta_ratio",
-    "checkpoint_bytes_per_weight",
+    "checkpoint_bytes_per_weight", "cpu_seconds", "energy_joules",
 )  # fmt: skip
 _OPTIONAL_TEXTS = ("sample_text", "command", "finished_at")
 
@@ -31,10 +31,11 @@ class Summary:
 
     ``sample_visits_full`` is what training without pruning would visit. ``model_packed_bytes`` is None until the model
     was packed. ``evaluation_views`` are the views of each test image over which the model was averaged, which makes
-    inference as many times as dear; ``test_accuracy_one_view`` is without. ``phase_seconds`` says where the time went
-    (``data``, ``forward``, ``backward``, ``optimizer``, ``evaluation``, ``checkpoint``, ``other``). ``command`` is the
-    command line that repeats the run, ``finished_at`` an ISO 8601 date and time, ``sample_text`` what a language model
-    wrote after training.
+    inference as many times as dear; ``test_accuracy_one_view`` is without. ``cpu_seconds`` are those of all threads,
+    ``energy_joules`` what processor packages and GPU used meanwhile, if the machine tells. ``phase_seconds`` says where
+    the time went (``data``, ``forward``, ``backward``, ``optimizer``, ``evaluation``, ``checkpoint``, ``other``).
+    ``command`` is the command line that repeats the run, ``finished_at`` an ISO 8601 date and time, ``sample_text``
+    what a language model wrote after training.
 
     When samples were pruned: ``pruning`` has ``pruned_fraction`` (of the samples, mean over the epochs),
     ``pruning_seconds`` and ``num_nonfinite_scores``; ``class_keep_rates`` the fraction of its visits in full training
@@ -56,6 +57,8 @@ class Summary:
     train_seconds: float
     total_seconds: float
     examples_per_second: float
+    cpu_seconds: float | None = None
+    energy_joules: float | None = None
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     test_accuracy: float | None = None
     test_accuracy_one_view: float | None = None

@@ -115,7 +115,7 @@ class Journal:
             name: getattr(report, f"{name}_bytes")
             for name in ("packed", "code", "scale", "tensor", "header", "float32", "original")
         }
-        self._write("compression", layers=layers, **{f"{name}_bytes": size for name, size in parts.items()})
+        self.write("compression", layers=layers, **{f"{name}_bytes": size for name, size in parts.items()})
 
     def restore(self) -> None:
         """Take up the newest checkpoint: model, optimizer, order of samples, random state, counts, clock."""
@@ -183,7 +183,8 @@ class Journal:
         own: dict[str, Stateful] = {"loader": self.job.loader, "clock": self.clock, "metrics": self.metrics}
         return {**own, **self.job.seams.state}
 
-    def _write(self, event: str, **values: Any) -> None:
+    def write(self, event: str, **values: Any) -> None:
+        """Append a line to the record, as of the present step."""
         if self.record is not None:
             self.record.write(event, step=self.step, epoch=self.epoch, seconds=self.clock.train_seconds(), **values)
 
@@ -221,7 +222,7 @@ class Journal:
         self._at_log = (self.sample_visits, self.clock.step_seconds())
         accuracy = {"train_accuracy": read["accuracy"]} if self.job.task.kind == "images" else {}
         more = {name: value for log in self.job.seams.log for name, value in log().items()}
-        self._write(
+        self.write(
             "step",
             train_loss=read["loss"], **accuracy, learning_rate=self.job.optimizer.param_groups[0]["lr"],
             examples_per_second=(self._at_log[0] - visits) / max(self._at_log[1] - seconds, 1e-9), **more,
@@ -236,7 +237,7 @@ class Journal:
                 f"the test loss is {self.evaluation['test_loss_nats']} after step {self.step}; training was "
                 "stopped; what was saved before is intact. Lower --learning-rate or set --clip-norm"
             )
-        self._write("evaluation", **self.evaluation)
+        self.write("evaluation", **self.evaluation)
         return self.evaluation
 
     def _log_epoch(self) -> None:
@@ -248,9 +249,9 @@ class Journal:
             return
         facts = {key: value for facts_of in self.job.seams.epoch_facts for key, value in facts_of(self.job).items()}
         num_visits = self.sample_visits - visits
-        self._write("epoch", epoch_seconds=sum(spent.values()), sample_visits=num_visits, **spent, **facts)
+        self.write("epoch", epoch_seconds=sum(spent.values()), sample_visits=num_visits, **spent, **facts)
         if scales := norm_scales(self.job.model):
-            self._write("norms", **scales)
+            self.write("norms", **scales)
 
 
 def norm_scales(model: nn.Module) -> dict[str, float]:

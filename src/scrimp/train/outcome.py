@@ -99,6 +99,7 @@ def summarize(job: Job, dataset: Dataset, journal: Journal, packed: bits.SizeRep
         sample_visits=journal.sample_visits, sample_visits_full=_full_visits(job),
         train_seconds=journal.clock.train_seconds(), total_seconds=journal.clock.total_seconds(),
         examples_per_second=journal.sample_visits / max(in_steps, 1e-9), phase_seconds=phase_seconds,
+        cpu_seconds=journal.clock.cpu_seconds(), energy_joules=journal.clock.joules(),
         test_accuracy=journal.evaluation.get("test_accuracy"), test_loss_nats=journal.evaluation["test_loss_nats"],
         test_accuracy_one_view=journal.evaluation.get("test_accuracy_one_view"),
         evaluation_views=len(views_of(config)[0]),

@@ -30,11 +30,12 @@ from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import PACKED_NAME, packed_metadata, summarize, write_model
 from scrimp.train.parallel import local_rank, on_main
 from scrimp.train.profiler import profiled
-from scrimp.train.pruning import with_pruning
+from scrimp.train.pruning import rule_of, with_pruning
 from scrimp.train.run_dir import choose_run_dir, locked
 from scrimp.train.saving import codec_of, open_checkpoints
 from scrimp.train.surgery import change_model_, images_to_whiten, whitening_facts
 from scrimp.train.task import Task, build_loaders
+from scrimp.train.visited import VISIT_COUNTS, VisitCounts, visited_facts, with_visit_counts
 
 _SMALL_SIDE = 64
 
@@ -132,6 +133,8 @@ def _build_job(
     model.to(device)
     if dataset.kind == "images":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if rule_of(config) is not None:
+        seams = with_visit_counts(seams, loader.num_samples)
     compressor = compressor_of(config, model, _facts(config, dataset), packed_metadata(config, dataset))
     # here, and not before: the average lies where the model does
     seams, average = with_average(config, seams, model, total_steps(config.num_epochs, len(loader)))
@@ -205,6 +208,8 @@ def _train_in(
         )
         summary = None
         if record is not None and status is RunStatus.FINISHED:
+            if isinstance(counts := job.seams.state.get(VISIT_COUNTS), VisitCounts):
+                journal.write("visited", **visited_facts(counts, dataset))
             model, packed = job.model, None
             if job.compressor is not None:
                 packed = bits.pack(model, run_dir / PACKED_NAME, metadata=job.compressor.metadata)

@@ -22,7 +22,7 @@ def choose_run_dir(config: TrainConfig, out: Path | None, *, resume: bool) -> Pa
         CheckpointNotFoundError - nothing to resume.
     """
     if out is None:
-        return newest_unfinished(config.recipe) if resume else _next_free(config.recipe)
+        return newest_unfinished(config.recipe) if resume else next_free(config.recipe)
     if not (out / CONFIG_NAME).exists():
         if resume:
             raise CheckpointNotFoundError(f"nothing to resume: {out} holds no run ({CONFIG_NAME} is missing)")
@@ -94,8 +94,11 @@ def read_config(run_dir: Path) -> TrainConfig:
         raise FormatError(f"{run_dir / CONFIG_NAME}: {error}") from error
 
 
-def _next_free(recipe: str) -> Path:
-    """The first free name, made at once: of two runs that start together, one gets the next."""
+def next_free(recipe: str) -> Path:
+    """The first free ``runs/RECIPE-NNN``, made at once: of two runs that start together, one gets the next.
+
+    Raises: ConfigError - no directory can be made there.
+    """
     try:
         RUNS_DIR.mkdir(exist_ok=True)
     except OSError as error:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from scrimp.train.energy import EnergyMeter
+
 PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "checkpoint")
 
 
@@ -20,12 +22,15 @@ class PhaseClock:
         self._on_cuda = device.type == "cuda"
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._before = 0.0
+        self._before = self._cpu_before = self._joules_before = 0.0
         self._started: float | None = None
+        self._cpu_started = 0.0
+        self._device, self._meter = device, EnergyMeter(device)
 
     def start(self) -> None:
         """Begin to count the total."""
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+        self._meter = EnergyMeter(self._device)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -45,6 +50,15 @@ class PhaseClock:
         """Seconds since the start, those of an earlier, interrupted part of the run included. Does not wait."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._before + running
+
+    def cpu_seconds(self) -> float:
+        """Processor seconds of all threads of this process since the start, those of an earlier part included."""
+        return self._cpu_before + (0.0 if self._started is None else time.process_time() - self._cpu_started)
+
+    def joules(self) -> float | None:
+        """Energy since the start, as far as the machine tells; to be asked for now and then."""
+        used = self._meter.joules()
+        return None if used is None else self._joules_before + used
 
     def step_seconds(self) -> float:
         """The total without evaluations and checkpoints; on CUDA without those that were read already."""
@@ -67,10 +81,12 @@ class PhaseClock:
 
     def state_dict(self) -> dict[str, float]:
         """Seconds so far, so that a resumed run goes on counting."""
-        return {**self.seconds(), "total": self.total_seconds()}
+        more = {"total": self.total_seconds(), "cpu": self.cpu_seconds(), "joules": self.joules() or 0.0}
+        return {**self.seconds(), **more}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from ``state``."""
         self._spent = {phase: state[phase] for phase in PHASES}
         self._before = state["total"]
+        self._cpu_before, self._joules_before = state.get("cpu", 0.0), state.get("joules", 0.0)
         self._pending.clear()

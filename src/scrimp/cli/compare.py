@@ -1,0 +1,192 @@
+"""``scrimp compare``."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from scrimp.cli.compare_display import open_progress
+from scrimp.cli.flags import add_config_flags, apply_flags, given_flags, parse
+from scrimp.cli.main import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from scrimp.cli.run_pool import carry_out
+from scrimp.cli.tables import show_comparison
+from scrimp.errors import ConfigError, FormatError
+from scrimp.report.comparison import PLAN_NAME, read_comparison
+from scrimp.report.comparison_files import write_comparison
+from scrimp.train.comparison import PlannedVariant, default_variants, draw_gammas, plan_variants, runs_of, write_plan
+from scrimp.train.config import TrainConfig
+from scrimp.train.recipes import find_recipe
+from scrimp.train.run_dir import next_free
+from scrimp.train.variants import SAVINGS
+
+_DEFAULT_RECIPE = "digits"
+_NUM_SEEDS = 2
+_NUM_GAMMAS = 6
+
+
+def compare_command(words: Sequence[str]) -> int:
+    """Make the runs of a comparison that are not there yet, and show its table; returns the exit code."""
+    namespace = parse(_parser(TrainConfig()), list(words))
+    if namespace.help:
+        _parser(find_recipe(namespace.recipe or _DEFAULT_RECIPE)).print_help()
+        return EXIT_DONE
+    _refuse_torchrun()
+    plan = _stored_plan(namespace.out)
+    recipe, given = _recipe_and_flags(namespace, plan)
+    variants = _variants(namespace, recipe, given, plan)
+    first = int(given.get("seed", 0))
+    seeds = range(first, first + max(namespace.seeds or _NUM_SEEDS, len(plan.get("seeds", []))))
+    num_at_once = namespace.jobs or _room_for(variants[0].config)
+    directory = namespace.out or next_free(f"compare-{recipe}")
+    command = shlex.join(["scrimp", "compare", *(words or [recipe])]) if not plan else plan["command"]
+    write_plan(directory, recipe, variants, seeds, command=command, num_at_once=num_at_once, given=given)
+    if num_at_once > 1:
+        threads = max(1, (os.cpu_count() or 1) // num_at_once)
+        variants = tuple(
+            PlannedVariant(v.name, v.meaning, v.config.replace(threads=v.config.threads or threads), v.settings)
+            for v in variants
+        )
+    runs = runs_of(variants, seeds, directory)
+    with _sigterm_as_ctrl_c(), open_progress(runs, num_at_once) as progress:
+        try:
+            failures = carry_out(
+                runs, num_at_once, on_start=progress.on_start, on_end=progress.on_end, on_wait=progress.on_wait
+            )
+        except KeyboardInterrupt:
+            progress.close()
+            print(f"interrupted; go on with: scrimp compare --out {shlex.quote(str(directory))}", flush=True)
+            return EXIT_INTERRUPTED
+    comparison = read_comparison(directory)
+    files = write_comparison(comparison) if comparison.finished() else []
+    show_comparison(comparison)
+    for failure in failures:
+        print(f"{failure.run.run_dir.name} failed: {failure.message} (all it said: {failure.log})", file=sys.stderr)
+    for path in files:
+        print(path)
+    return EXIT_FAILED if failures else EXIT_DONE
+
+
+def _parser(defaults: TrainConfig) -> Parser:
+    parser = Parser(
+        prog="scrimp compare",
+        usage="scrimp compare [RECIPE] [--variants NAME...] [--seeds N] [--jobs N] [--out DIR] ...",
+        description="Train a recipe plainly, with each saving alone and with all of them, over the same seeds, and "
+        "show what each saved and what it cost.\n\n"
+        "variants: plain, shortened (plain for as many visits as pruning makes), "
+        f"{', '.join(SAVINGS)}, all, or savings joined by +.",
+        epilog="Every flag of `scrimp train` is passed on to all variants.\n\nexamples:\n"
+        "  scrimp compare digits --seeds 3\n"
+        "  scrimp compare fashion-mnist --variants plain all samples+bits --num-epochs 3\n"
+        "  scrimp compare digits --sweep gamma                size against accuracy\n"
+        "  scrimp compare --out runs/compare-digits-001       go on; --seeds or --variants may add to it",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe of scrimp train (default: digits)")
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--variants", nargs="+", metavar="NAME", help="what to compare (default: all that there are)")
+    group.add_argument("--seeds", type=_positive, metavar="N", help="runs of each variant, from --seed on (default: 2)")
+    group.add_argument("--jobs", type=_positive, metavar="N", help="runs at a time (default: as many as cores allow)")
+    group.add_argument("--sweep", choices=["gamma"], metavar="gamma", help="plain, and bits with several gammas")
+    group.add_argument("--gammas", nargs="+", type=float, metavar="X", help="those of the sweep (default: 6 drawn)")
+    group.add_argument("--out", type=Path, metavar="DIR", help="directory (default: runs/compare-RECIPE-NNN)")
+    group.add_argument("-h", "--help", action="store_true", help="show this")
+    add_config_flags(parser, defaults)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _stored_plan(directory: Path | None) -> dict[str, Any]:
+    """The plan of the comparison that ``directory`` holds; empty if it holds none."""
+    if directory is None or not (directory / PLAN_NAME).exists():
+        if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ConfigError(f"{directory} exists and holds no comparison; choose another --out")
+        return {}
+    try:
+        plan = json.loads((directory / PLAN_NAME).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{directory / PLAN_NAME} is damaged ({error})") from error
+    if not isinstance(plan, dict) or not {"recipe", "given", "variants", "seeds", "command"} <= plan.keys():
+        raise FormatError(f"{directory / PLAN_NAME} is damaged: it is no plan of scrimp compare")
+    return plan
+
+
+def _recipe_and_flags(namespace: argparse.Namespace, plan: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The recipe and the settings given; those of the plan when a comparison goes on."""
+    given = given_flags(namespace)
+    if not plan:
+        return namespace.recipe or _DEFAULT_RECIPE, given
+    if namespace.recipe not in (None, plan["recipe"]):
+        raise ConfigError(
+            f"{namespace.out} compares {plan['recipe']!r}, not {namespace.recipe!r}; leave the recipe out"
+        )
+    if given and given != plan["given"]:
+        raise ConfigError(
+            f"{namespace.out} was begun with other settings; leave the flags of training out to go on with it, or "
+            "choose another --out"
+        )
+    return str(plan["recipe"]), dict(plan["given"])
+
+
+def _variants(
+    namespace: argparse.Namespace, recipe: str, given: dict[str, Any], plan: dict[str, Any]
+) -> tuple[PlannedVariant, ...]:
+    def change(config: TrainConfig) -> TrainConfig:
+        return apply_flags(argparse.Namespace(**given), config)
+
+    if namespace.gammas and not namespace.sweep:
+        raise ConfigError("--gammas is for --sweep gamma")
+    stored = [_stored_variant(one, recipe, change) for one in plan.get("variants", [])]
+    gammas: tuple[float, ...] = ()
+    if namespace.sweep:
+        gammas = tuple(namespace.gammas or draw_gammas(_NUM_GAMMAS))
+    names = namespace.variants or (("plain", "bits") if gammas else () if stored else default_variants(recipe))
+    new = plan_variants(recipe, names, change, gammas)
+    return tuple({variant.name: variant for variant in (*stored, *new)}.values())
+
+
+def _stored_variant(stored: dict[str, Any], recipe: str, change: Any) -> PlannedVariant:
+    name, _, gamma = stored["name"].partition("-gamma-")
+    (variant,) = plan_variants(recipe, [name], change, (float(gamma),) if gamma else ())
+    return variant
+
+
+def _room_for(config: TrainConfig) -> int:
+    """How many runs to make at a time: as many as have their threads to themselves, and one on a GPU."""
+    is_on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if not is_on_cpu or config.threads is None:
+        return 1
+    return max(1, (os.cpu_count() or 1) // config.threads)
+
+
+def _refuse_torchrun() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("scrimp compare starts its runs by itself; start it without torchrun")
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
