@@ -11,12 +11,15 @@ import pytest
 
 import scrimp
 from scrimp.cli.checkpoints import _COMMANDS
+from scrimp.cli.compare import _parser as _compare_parser
 from scrimp.cli.flags import apply_flags, parse
 from scrimp.cli.main import main
 from scrimp.cli.train import _parser
 from scrimp.errors import ConfigError
+from scrimp.train.comparison import default_variants, plan_variants
 from scrimp.train.config import TrainConfig
 from scrimp.train.recipes import find_recipe
+from scrimp.train.variants import parse_savings, with_savings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -67,7 +70,15 @@ def check_command(words):
     if command == "train":
         namespace = parse(_parser(TrainConfig()), rest)
         recipe = find_recipe(namespace.recipe or "digits")
+        if namespace.savings is not None:
+            recipe = with_savings(recipe, parse_savings(namespace.savings, recipe.recipe))
         apply_flags(namespace, recipe)
+    elif command == "compare":
+        namespace = parse(_compare_parser(TrainConfig()), rest)
+        recipe = namespace.recipe or "digits"
+        plan_variants(
+            recipe, namespace.variants or default_variants(recipe), lambda config: apply_flags(namespace, config)
+        )
     elif command == "report":
         if not rest:
             raise ConfigError("scrimp report needs a run")
@@ -108,6 +119,9 @@ def test_readme_has_commands_and_code():
         "trian",
         "report",
         "train --seed x",
+        "train digits --savings bit",
+        "compare digits --variants plane",
+        "compare text --variants steps",
     ],
 )
 def test_a_wrong_command_is_found(line):

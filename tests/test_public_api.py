@@ -73,8 +73,8 @@ TRAIN_FLAGS = [
     "--muon-momentum", "--no-checkpoint-async", "--no-compress", "--no-decay-norms", "--no-deterministic",
     "--no-freeze-bn-scale", "--no-graphs", "--no-lookahead", "--no-profile", "--no-tensorboard", "--no-whiten",
     "--num-epochs", "--optimizer", "--out", "--pool-early", "--precision", "--profile", "--prune-ratio", "--resume",
-    "--rung", "--sample-rule", "--seed", "--target-bytes", "--tensorboard", "--threads", "--views", "--wandb",
-    "--warmup", "--weight-decay", "--whiten", "--whiten-bias-epochs", "--whiten-epsilon",
+    "--rung", "--sample-rule", "--savings", "--seed", "--target-bytes", "--tensorboard", "--threads", "--views",
+    "--wandb", "--warmup", "--weight-decay", "--whiten", "--whiten-bias-epochs", "--whiten-epsilon",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "recipe", "seed", "device", "test_accuracy", "test_loss_nats", "num_epochs", "num_steps", "sample_visits",
@@ -124,6 +124,7 @@ def test_commands(capsys):
     assert main(["--help"]) == 0
     assert re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE) == [
         "train",
+        "compare",
         "report",
         "checkpoints",
         "pack",

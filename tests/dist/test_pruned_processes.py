@@ -11,7 +11,7 @@ from tests.reference.command import environment, scrimp, weights
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scrimp"]
 # no batch norm: its statistics are of one process's part of the batch; checkpoints within epochs
 VIT = [
-    "train", "digits", "--device", "cpu", "--precision", "float32", "--model", "vit", "--checkpoint-every", "0.4",
+    "train", "digits", "--savings", "checkpoints", "--device", "cpu", "--precision", "float32", "--model", "vit", "--checkpoint-every", "0.4",
     "--model-args", "depth=1", "--model-args", "width=16", "--model-args", "num_heads=2",
     "--model-args", "patch_size=4", "--optimizer", "sgd", "--learning-rate", "0.05", "--num-epochs", "4",
     "--sample-rule", "random", "--keep", "0.5",

@@ -16,7 +16,7 @@ from scrimp.checkpoints import CheckpointStore
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scrimp"]
 # no batch norm: its statistics are of one process's part of the batch
 VIT = [
-    "train", "digits", "--device", "cpu", "--precision", "float32", "--model", "vit", "--log-every", "5",
+    "train", "digits", "--savings", "checkpoints", "--device", "cpu", "--precision", "float32", "--model", "vit", "--log-every", "5",
     "--model-args", "depth=1", "--model-args", "width=16", "--model-args", "num_heads=2",
     "--model-args", "patch_size=4",
     "--optimizer", "sgd", "--learning-rate", "0.05", "--num-epochs", "2",
@@ -58,7 +58,7 @@ def test_two_processes_with_dropout_and_batch_norm_resume_bit_for_bit(tmp_path: 
         "    conv = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()\n"
         "    return nn.Sequential(*conv, nn.Linear(512, num_classes))\n"
     )
-    words = ["train", "--model", "mine:make", "--device", "cpu", "--precision", "float32", "--batch-size", "32"]
+    words = ["train", "--savings", "checkpoints", "--model", "mine:make", "--device", "cpu", "--precision", "float32", "--batch-size", "32"]
     words += ["--num-epochs", "30", "--checkpoint-every", "1.3", "--evaluate-every", "10", "--log-every", "4"]
     whole = torchrun(*words, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr

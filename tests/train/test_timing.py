@@ -20,7 +20,9 @@ class Time:
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Time:
     hand = Time()
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: hand.now))
+    monkeypatch.setattr(
+        timing, "time", SimpleNamespace(perf_counter=lambda: hand.now, process_time=lambda: hand.now / 2)
+    )
     return hand
 
 

@@ -31,7 +31,10 @@ def with_pruning(config: TrainConfig, seams: Seams) -> Seams:
     if seams.sampler is not None:
         raise ConfigError("samples cannot be pruned (--sample-rule) in a run that has a sampler of its own")
     pruning = _Pruning(config, rule)
-    pruning.sampler(1)  # too few epochs, for example, are refused before the data is read
+    try:
+        pruning.sampler(1)  # too few epochs, for example, are refused before the data is read
+    except ConfigError as error:
+        raise ConfigError(f"{error} (--keep none, or --savings)") from error
     return dataclasses.replace(
         seams,
         sampler=pruning.sampler,
