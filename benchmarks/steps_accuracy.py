@@ -21,6 +21,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -35,7 +36,7 @@ from scrimp.train.evaluation import views_of
 from scrimp.train.hardware import choose_device
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.recipes import find_recipe
-from scrimp.train.run import Started, run
+from scrimp.train.run import Started, run, shrink_of
 from scrimp.train.surgery import change_model_, images_to_whiten
 
 # half-widths of a mean's 95 % interval in standard errors, for 2 to 10 values; beyond, the normal one and a little
@@ -77,14 +78,24 @@ def facts_of(dataset: Dataset) -> ModelFacts:
     return ModelFacts.of_images(dataset.num_classes, dataset.image_shape)
 
 
-def forward_flops(config: TrainConfig, dataset: Dataset) -> int:
-    """Of one example, by the network of ``config``."""
+def flops_of(config: TrainConfig, dataset: Dataset, visits: int) -> float:
+    """Of a whole run: three forward passes per example visited, in the size it was seen in, and one per view tested."""
     model = build_model(config.model, config.model_args, facts_of(dataset))
     change_model_(config, model, images_to_whiten(config, dataset))
     model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *dataset.image_shape))
-    return int(counter.get_total_flops())
+    full = min(dataset.image_shape[1:])
+
+    @cache
+    def forward(side: int) -> int:
+        shape = [round(side / full * length) for length in dataset.image_shape[1:]]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, dataset.image_shape[0], *shape))
+        return int(counter.get_total_flops())
+
+    shrink, num_parts = shrink_of(config, dataset), 1000
+    sides = [shrink.size_at((part + 0.5) / num_parts, full) if shrink else full for part in range(num_parts)]
+    tested = len(views_of(config)[0]) * len(dataset.test)
+    return 3 * visits * mean(forward(side) for side in sides) + tested * forward(full)
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -152,10 +163,9 @@ def main() -> None:
                 )  # fmt: skip
                 dataset = load_dataset(config.data, image_size=config.image_size)
                 result = train_one(config, dataset)
-                tested = len(views_of(config)[0]) * len(dataset.test)
-                flops = forward_flops(config, dataset) * (3 * result["sample_visits"] + tested)
                 one = {
-                    **setting, "recipe": recipe, "num_epochs": epochs, "seed": seed, **result, "tflop": flops / 1e12,
+                    **setting, "recipe": recipe, "num_epochs": epochs, "seed": seed, **result,
+                    "tflop": flops_of(config, dataset, result["sample_visits"]) / 1e12,
                     "is_warmup": on_gpu and num_new == 0,
                 }  # fmt: skip
                 num_new += 1

@@ -2,9 +2,11 @@
 
 - ``plain_to_94``, at least 5: time to 94 % on CIFAR-10 of a plain ResNet-9 loop (float32, NCHW, a DataLoader with
   transforms image by image, 24 epochs as in D. Page's baseline) over that of the recipe. Time is examples times seconds
-  per example, measured here, plus the evaluation at the end, the recipe's with its six views. That both reach 94 % in
-  their epochs is not measured here; see ``recipes.py`` and ``steps_ladder.py``.
-- ``float32_nchw``, at least 2.2: the recipe's own network and data, in float32 and NCHW, over the recipe's loop.
+  per example, measured here in each size that the recipe's images have, plus the evaluation at the end, the recipe's
+  with its six views. That both reach 94 % in their epochs is not measured here; see ``steps_accuracy.py`` and
+  ``steps_ladder.py``.
+- ``float32_nchw``, at least 2.2: the recipe's own network and data, in float32 and NCHW, over the recipe's loop, all
+  with images of full size.
 - ``by_hand``, at least 1.0: the same network in the shortest hand-written loop with bfloat16 and channels_last, on a
   data set in memory, cropped and flipped batch by batch, over the recipe's loop, which also crops and flips each image
   by itself, averages weights and keeps a record.
@@ -42,7 +44,7 @@ from scrimp.train.job import Job, Seams
 from scrimp.train.models.convnets import resnet9
 from scrimp.train.page_ladder import page_rung
 from scrimp.train.recipes import find_recipe
-from scrimp.train.run import _build_job
+from scrimp.train.run import _build_job, shrink_of
 
 CPU = torch.device("cpu")
 NUM_TRAIN, NUM_TEST = 50_000, 10_000
@@ -144,6 +146,22 @@ def per_example(seconds: Seconds, num_examples: int) -> dict[str, float]:
     return {"cpu": seconds.cpu / num_examples, "wall": seconds.wall / num_examples}
 
 
+def sizes_of(config: TrainConfig, dataset: Dataset) -> dict[int, float]:
+    """The sides that training images have, each with its share of the training."""
+    full = min(dataset.image_shape[1:])
+    shrink, num_parts = shrink_of(config, dataset), 1000
+    if shrink is None:
+        return {full: 1.0}
+    sides = [shrink.size_at((part + 0.5) / num_parts, full) for part in range(num_parts)]
+    return {side: sides.count(side) / num_parts for side in sorted(set(sides))}
+
+
+def in_size(recipe: TrainConfig, side: int, dataset: Dataset) -> TrainConfig:
+    """The recipe with images of this side all the time."""
+    is_full = side == min(dataset.image_shape[1:])
+    return recipe.replace(first_size=None, last_size=None) if is_full else recipe.replace(first_size=side, last_size=side)
+
+
 def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
     """Seconds per example of each variant, round by round; the first round does not count."""
     dataset = synthetic_cifar10(options.samples)
@@ -152,6 +170,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
         batch_size=options.batch_size, evaluate_every=1e6, checkpoint_every=1e6, num_epochs=1000,
         model_args={**find_recipe(options.recipe).model_args, **({"width": options.width} if options.width else {})},
     )  # fmt: skip
+    sides = sizes_of(recipe, dataset)
     job = build(recipe, dataset, autocast)
     hand = copy.deepcopy(job.model)
     nchw = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)
@@ -167,9 +186,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
     num_steps, count = options.steps, options.steps * options.batch_size
     rounds = []
     for number in range(options.rounds + 1):
-        job = build(recipe, dataset, autocast)  # the real loop trains a job once
-        one = {
-            "recipe": per_example(run_ours(job, 1, num_steps), count),
+        one = {}
+        for side in sides:  # the real loop trains a job once
+            job = build(in_size(recipe, side, dataset), dataset, autocast)
+            one[f"recipe_{side}"] = per_example(run_ours(job, 1, num_steps), count)
+        one |= {
+            "recipe": one[f"recipe_{min(dataset.image_shape[1:])}"],
             "by_hand": per_example(run_by_hand(hand, hand_batches, autocast, num_steps), count),
             "float32_nchw": per_example(run_by_hand(nchw, nchw_batches, None, num_steps), count),
             "plain": per_example(run_by_hand(page, page_batches, None, num_steps), count),
@@ -183,10 +205,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
     return rounds
 
 
-def ratios_of(one: dict[str, dict[str, float]], clock: str, epochs: tuple[float, float]) -> dict[str, float]:
+def ratios_of(
+    one: dict[str, dict[str, float]], clock: str, epochs: tuple[float, float], sizes: dict[int, float]
+) -> dict[str, float]:
     """The three claims from one round."""
     seconds = {name: values[clock] for name, values in one.items()}
-    ours = epochs[0] * NUM_TRAIN * seconds["recipe"] + NUM_TEST * seconds["recipe_evaluation"]
+    trained = sum(share * seconds[f"recipe_{side}"] for side, share in sizes.items())
+    ours = epochs[0] * NUM_TRAIN * trained + NUM_TEST * seconds["recipe_evaluation"]
     plain = epochs[1] * NUM_TRAIN * seconds["plain"] + NUM_TEST * seconds["plain_evaluation"]
     return {
         "plain_to_94": plain / ours,
@@ -212,18 +237,20 @@ def main() -> None:
     started = time.perf_counter()
     rounds = measure(options)
     epochs = (find_recipe(options.recipe).num_epochs, page_rung(0).num_epochs)
+    sizes = sizes_of(find_recipe(options.recipe), synthetic_cifar10(1))
     names = ("cpu", "wall")
     result: dict[str, Any] = {
         "seconds_per_example": {
             clock: {name: spread([one[name][clock] for one in rounds]) for name in rounds[0]} for clock in names
         },
         "epochs_to_94": {"recipe": epochs[0], "plain": epochs[1]},
+        "share_of_training_by_image_side": sizes,
         "ratios": {}, "at_least": LEAST,
         "settings": {key: getattr(options, key) for key in ("recipe", "batch_size", "width")},
         "benchmark_seconds": time.perf_counter() - started,
     }  # fmt: skip
     for clock in names:
-        of_rounds = [ratios_of(one, clock, epochs) for one in rounds]
+        of_rounds = [ratios_of(one, clock, epochs, sizes) for one in rounds]
         result["ratios"][clock] = {name: spread([one[name] for one in of_rounds]) for name in LEAST}
     for name, least in LEAST.items():
         cpu, wall = (result["ratios"][clock][name] for clock in ("cpu", "wall"))

@@ -114,7 +114,7 @@ def test_errors():
 
 def test_recipes():
     assert list(RECIPES) == [
-        "digits", "fashion-mnist", "cifar10-small", "cifar10", "cifar10-muon", "cifar10-page", "cifar10-96", "imagenet",
+        "digits", "fashion-mnist", "cifar10-small", "cifar10", "cifar10-sgd", "cifar10-page", "cifar10-96", "imagenet",
         "text",
     ]  # fmt: skip
     assert [recipe().recipe for recipe in RECIPES.values()] == list(RECIPES)

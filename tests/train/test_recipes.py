@@ -15,7 +15,7 @@ FACTS = {
     "fashion-mnist": ModelFacts(num_classes=10, in_channels=1, image_size=28),
     "cifar10-small": ModelFacts(num_classes=10, in_channels=3, image_size=32),
     **dict.fromkeys(
-        ("cifar10", "cifar10-muon", "cifar10-page", "cifar10-96"),
+        ("cifar10", "cifar10-sgd", "cifar10-page", "cifar10-96"),
         ModelFacts(num_classes=10, in_channels=3, image_size=32),
     ),
     "imagenet": ModelFacts(num_classes=1000, in_channels=3, image_size=64),
@@ -58,14 +58,14 @@ def test_a_recipe_is_changed_by_replacing() -> None:
 
 def test_the_settings_of_airbench() -> None:
     """In the units of its source: per 1024 samples, with the sum of the losses."""
-    config = find_recipe("cifar10")
+    config = find_recipe("cifar10-sgd")
     kilostep = 1024 * (1 + 1 / (1 - 0.85))
     assert config.learning_rate == pytest.approx(1024 * 11.5 / kilostep)
     assert config.learning_rate * config.weight_decay == pytest.approx(0.0153 * 1024 / kilostep)
-    muon = find_recipe("cifar10-muon")
-    assert muon.learning_rate * 64 / 2000 == pytest.approx(0.053, rel=0.01)  # of biases
-    assert muon.learning_rate / 9**2 == pytest.approx(0.67 * 2000 / 256**2, rel=0.01)  # of the head's function
-    assert muon.learning_rate * muon.weight_decay == pytest.approx(2e-6 * 2000, rel=0.01)
+    muon = find_recipe("cifar10")
+    assert muon.learning_rate * 64 / 500 == pytest.approx(0.053, rel=0.01)  # of biases
+    assert muon.learning_rate / 9**2 == pytest.approx(0.67 * 500 / 256**2, rel=0.01)  # of the head's function
+    assert muon.learning_rate * muon.weight_decay == pytest.approx(2e-6 * 500, rel=0.01)
 
 
 # the ladder

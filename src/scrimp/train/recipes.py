@@ -46,32 +46,33 @@ def cifar10_small() -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """CIFAR-10 to a mean of 94 %, as fast as can be: the airbench94 recipe.
+    """CIFAR-10 to a mean of 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
+
+    Source: K. Jordan, airbench94_muon, in batches of 2,000 at full size; batches of 500 reach more in as many epochs, and
+        images of 24 pixels at first take half the time.
+    """
+    settings = decoupled_sgd(6.5, 0.0157, momentum=0.85, batch_size=500)
+    return cifar10_sgd().replace(
+        recipe="cifar10", num_epochs=8, batch_size=500, first_size=24, full_size_from=0.6,
+        optimizer="muon", muon_learning_rate=0.15, learning_rate=settings.lr, weight_decay=settings.weight_decay,
+        first_learning_rate=0, warmup=0, final_learning_rate=0, lookahead=False, evaluate_every=4,
+    )  # fmt: skip
+
+
+def cifar10_sgd() -> TrainConfig:
+    """CIFAR-10 to 94 % with SGD alone: the airbench94 recipe as published.
 
     Source: K. Jordan, airbench94 (arXiv 2404.00498).
     """
     settings = decoupled_sgd(11.5, 0.0153, momentum=0.85, batch_size=1024)
     return TrainConfig(
-        recipe="cifar10", data="cifar10",
+        recipe="cifar10-sgd", data="cifar10",
         model="airbench", model_args={"width": 64, "norm_momentum": 0.4},
         whiten=True, whiten_bias_epochs=3, freeze_bn_scale=True, bias_scale=64,
         crop_padding=2, flip="alternating", views="six",
         num_epochs=9.9, batch_size=1024, learning_rate=settings.lr, weight_decay=settings.weight_decay, momentum=0.85,
         first_learning_rate=0.2, warmup=0.23, final_learning_rate=0.07, label_smoothing=0.2,
         lookahead=True, evaluate_every=5,
-    )  # fmt: skip
-
-
-def cifar10_muon() -> TrainConfig:
-    """CIFAR-10 to 94 % with Muon for the filters of the same network: 8 epochs in place of 9.9.
-
-    Source: K. Jordan, airbench94_muon; its head starts at another size with another learning rate, to the same effect.
-    """
-    settings = decoupled_sgd(6.5, 0.0157, momentum=0.85, batch_size=2000)
-    return cifar10().replace(
-        recipe="cifar10-muon", num_epochs=8, batch_size=2000, optimizer="muon",
-        learning_rate=settings.lr, weight_decay=settings.weight_decay, first_learning_rate=0, warmup=0,
-        final_learning_rate=0, lookahead=False,
     )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def cifar10_96() -> TrainConfig:
     Source: K. Jordan, airbench96.
     """
     settings = decoupled_sgd(9.0, 0.012, momentum=0.85, batch_size=1024)
-    return cifar10().replace(
+    return cifar10_sgd().replace(
         recipe="cifar10-96",
         model_args={"width": 128, "mid_width": 384, "top_width": 512, "depth": 3},
         crop_padding=4, cutout=12, num_epochs=37,
@@ -126,7 +127,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "fashion-mnist": fashion_mnist,
     "cifar10-small": cifar10_small,
     "cifar10": cifar10,
-    "cifar10-muon": cifar10_muon,
+    "cifar10-sgd": cifar10_sgd,
     "cifar10-page": cifar10_page,
     "cifar10-96": cifar10_96,
     "imagenet": imagenet,

@@ -149,12 +149,13 @@ def _build_job(
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=optimizer, device=device, autocast=autocast, seams=seams,
-        average=average, compressor=compressor, shrink=_shrink(config, dataset), whitening=whitening, freeze=freeze,
+        average=average, compressor=compressor, shrink=shrink_of(config, dataset), whitening=whitening, freeze=freeze,
         data_checksum=dataset.checksum,
     )  # fmt: skip
 
 
-def _shrink(config: TrainConfig, dataset: Dataset) -> ProgressiveResize | None:
+def shrink_of(config: TrainConfig, dataset: Dataset) -> ProgressiveResize | None:
+    """How the images of training grow, if they do. Raises: ConfigError - they would be larger than they are."""
     if config.first_size is None:
         return None
     side = min(dataset.image_shape[1:])
