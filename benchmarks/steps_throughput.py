@@ -158,8 +158,8 @@ def sizes_of(config: TrainConfig, dataset: Dataset) -> dict[int, float]:
 
 def in_size(recipe: TrainConfig, side: int, dataset: Dataset) -> TrainConfig:
     """The recipe with images of this side all the time."""
-    is_full = side == min(dataset.image_shape[1:])
-    return recipe.replace(first_size=None, last_size=None) if is_full else recipe.replace(first_size=side, last_size=side)
+    size = None if side == min(dataset.image_shape[1:]) else side
+    return recipe.replace(first_size=size, last_size=size)
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:

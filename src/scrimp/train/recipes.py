@@ -48,8 +48,8 @@ def cifar10_small() -> TrainConfig:
 def cifar10() -> TrainConfig:
     """CIFAR-10 to a mean of 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
 
-    Source: K. Jordan, airbench94_muon, in batches of 2,000 at full size; batches of 500 reach more in as many epochs, and
-        images of 24 pixels at first take half the time.
+    Source: K. Jordan, airbench94_muon, in batches of 2,000 at full size; batches of 500 reach more in as many epochs,
+        and images of 24 pixels at first take half the time.
     """
     settings = decoupled_sgd(6.5, 0.0157, momentum=0.85, batch_size=500)
     return cifar10_sgd().replace(
