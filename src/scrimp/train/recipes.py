@@ -51,12 +51,11 @@ def cifar10() -> TrainConfig:
     Source: K. Jordan, airbench94_muon, in batches of 2,000 at full size; batches of 500 reach more in as many epochs,
         and images of 24 pixels at first take half the time.
     """
-    settings = decoupled_sgd(6.5, 0.0157, momentum=0.85, batch_size=500)
-    return cifar10_sgd().replace(
-        recipe="cifar10", num_epochs=8, batch_size=500, first_size=24, full_size_from=0.6,
-        optimizer="muon", muon_learning_rate=0.15, learning_rate=settings.lr, weight_decay=settings.weight_decay,
-        first_learning_rate=0, warmup=0, final_learning_rate=0, lookahead=False, evaluate_every=4,
+    plain = cifar10_sgd().replace(
+        recipe="cifar10", num_epochs=8, batch_size=500, muon_learning_rate=0.15, first_learning_rate=0,
+        final_learning_rate=0, evaluate_every=4,
     )  # fmt: skip
+    return with_savings(plain, ("steps", "checkpoints"))
 
 
 def cifar10_sgd() -> TrainConfig:

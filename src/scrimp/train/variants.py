@@ -10,6 +10,7 @@ from typing import Any
 
 from scrimp._core.names import nearest
 from scrimp.errors import ConfigError
+from scrimp.steps import decoupled_sgd
 from scrimp.train.config import TrainConfig
 
 SAVINGS = ("samples", "steps", "bits", "checkpoints")
@@ -67,13 +68,16 @@ def savings_of(recipe: str) -> Savings:
                 bits={"compress": True, "gamma": 0.05},
             )
         case "cifar10":
+            muon = decoupled_sgd(6.5, 0.0157, momentum=0.85, batch_size=500)  # of the parameters that are no filters
             return Savings(
                 samples={"keep": 0.6},
                 steps={
                     "whiten": True, "whiten_bias_epochs": 3.0, "freeze_bn_scale": True, "bias_scale": 64.0,
-                    "views": "six",
+                    "first_size": 24, "full_size_from": 0.6, "views": "six", "optimizer": "muon",
+                    "learning_rate": muon.lr, "weight_decay": muon.weight_decay, "warmup": 0.0,
                 },
                 bits={"compress": True, "gamma": 0.05},
+                plain={"optimizer": "sgd", "learning_rate": 0.4, "weight_decay": 5e-4, "warmup": 0.2},
             )  # fmt: skip
         case "text":
             return Savings(samples={"keep": 0.7}, bits={"compress": True, "gamma": 0.01})
