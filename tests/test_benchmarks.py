@@ -352,6 +352,21 @@ def test_every_claim_is_listed():
     assert len(listed.splitlines()) <= 60
 
 
+def test_bits_latency(run_main):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    num_threads = torch.get_num_threads()
+    try:
+        words = ["--width", 4, "--rounds", 2, "--train-batch-size", 4, "--batch-sizes", 2]
+        result, shown = run_main("bits_latency", *words)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert 0.1 < result["weights_kept_fraction"] < 0.4
+    assert result["removal"]["num_channels_removed"] > 0
+    assert set(result["latency_by_batch_size"]["2"]) == {"torch", "onnxruntime"}
+    assert "a removal takes" in shown
+
+
 def test_bits_speed(run_main):
     num_threads = torch.get_num_threads()
     try:
