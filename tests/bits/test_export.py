@@ -14,6 +14,7 @@ from torch import nn
 import scrimp
 from scrimp.bits import export as export_function
 from scrimp.bits import plain_copy, quantized_layers, self_compress_
+from scrimp.bits.compress import starting_values
 from scrimp.errors import ConfigError, ExportError
 
 
@@ -78,7 +79,51 @@ def test_every_format_is_checked_and_written(tmp_path, kind):
         program = torch.export.load(path).module()
         torch.testing.assert_close(program(IMAGES[:5]), model.eval()(IMAGES[:5]), rtol=0, atol=1e-5)
     if kind == "onnx-int":
-        assert report.num_coded >= 2
+        assert sum(report.coded.values()) >= 2
+
+
+def test_codes_take_four_bits_where_all_of_a_tensor_fit(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 7),
+            nn.Linear(7, 3), nn.Linear(3, 3),
+        )  # fmt: skip
+    scrimp.self_compress_(model, IMAGES)
+    layers = quantized_layers(model)
+    for name, bits, sign in (("0", 4.0, None), ("2", 5.0, 1.0), ("5", 6.0, None), ("6", 10.0, None), ("7", 3.0, None)):
+        layer = layers[name]
+        with torch.no_grad():
+            if sign:
+                layer.raw_weight.abs_()
+        values, exponents = starting_values(layer.raw_weight, 0, bits)
+        layer.quantizer.set_(values, exponents)
+    report = scrimp.export(model, tmp_path / "m.onnx", format="onnx-int", example_inputs=IMAGES)
+    assert report.coded == {"int4": 2, "uint4": 1, "int8": 1, "int16": 1}
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    stored = [onnx.numpy_helper.to_array(one) for one in graph.initializer if one.name.endswith("_codes")]
+    wanted = [layers[name].codes().numpy() for name in layers]
+    for codes in stored:
+        assert any(sorted(codes.astype(int).flat) == sorted(own.flat) for own in wanted)
+    raw = {len(one.raw_data) for one in graph.initializer if one.name.endswith("_codes")}
+    assert -(-5 * 27 // 2) in raw  # an odd number of codes
+
+
+def test_other_codes_are_noticed(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module = sys.modules["scrimp.bits.export"]
+    store = module.store_codes
+
+    def damaged(path, layers):
+        return {name: (kind, codes + 1) for name, (kind, codes) in store(path, layers).items()}
+
+    monkeypatch.setattr(module, "store_codes", damaged)
+    with pytest.raises(ExportError, match="other codes in"):
+        scrimp.export(compressed(), tmp_path / "m.onnx", format="onnx-int", example_inputs=IMAGES)
 
 
 def test_a_plain_copy_computes_the_same_and_the_original_goes_on():

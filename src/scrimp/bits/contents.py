@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,13 +51,17 @@ class FoldedNorm:
 
 @dataclass(frozen=True)
 class Contents:
-    """A model taken apart. ``tensors`` has every tensor that is stored as it is; ``tied`` further names of such."""
+    """A model taken apart. ``tensors`` has every tensor that is stored as it is; ``tied`` further names of such.
+
+    ``program`` is what it computes, if that is to be stored (``program.py``).
+    """
 
     structure: Structure
     layers: tuple[PackedLayer, ...]
     norms: tuple[FoldedNorm, ...]
     tensors: Mapping[str, Tensor]
     tied: Mapping[str, str]
+    program: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the plain model."""

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -35,13 +38,14 @@ class ExportReport:
     """What ``export`` wrote: its size, and how far its outputs were from the model's in the check.
 
     ``max_difference`` is relative to the largest output and None for safetensors, which holds no computation: there all
-    tensors were compared bit by bit. ``num_coded`` weights are stored as integers (``onnx-int``).
+    tensors were compared bit by bit. ``coded`` has the integer types that weights are stored in (``onnx-int``), and how
+    many are of each.
     """
 
     path: Path
     file_bytes: int
     max_difference: float | None
-    num_coded: int = 0
+    coded: Mapping[str, int] = field(default_factory=dict)
 
 
 def export(
@@ -56,12 +60,13 @@ def export(
     - ``safetensors``: weights in float32 under the names of the plain model; the structure is in the metadata.
     - ``pt2``: a program of ``torch.export``; ``torch.export.load(path).module()`` is the model, of any batch size.
     - ``onnx``: a float32 graph for onnxruntime and others, of any batch size. Needs ``scrimp[onnx]``.
-    - ``onnx-int``: the same with weights as 8-bit codes (16-bit for more than 8 bits) and a scale per channel, which
-      DequantizeLinear turns into the same float32 numbers when the graph is loaded: a quarter of the bytes, no more
-      speed. Fewer bits than 8 cost 8 there; ``scrimp.pack`` is the smaller file.
+    - ``onnx-int``: the same with weights as integer codes and a scale per channel, which DequantizeLinear turns into
+      the same float32 numbers when the graph is loaded: fewer bytes, no more speed. A weight takes 4 bits (opset 21) if
+      all codes of its tensor fit, else 8, or 16; ``scrimp.pack``, where each channel has its own, is the smaller file.
 
     What was written is read back and run in a fresh process that does not import scrimp, on the example inputs. Its
-    outputs have to be those of ``model`` in evaluation mode to 1e-5 of the largest, with the same largest entries.
+    outputs have to be those of ``model`` in evaluation mode to 1e-5 of the largest, with the same largest entries, and
+    stored codes have to be the model's.
 
     Args: model - unchanged. path - replaced when all was well. example_inputs - what the model is called with, the
         first dimension of tensors being the batch; give test data, of at least two samples, to check on that. Without
@@ -82,7 +87,7 @@ def export(
     inputs = [leaf.cpu() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".export-") as folder:
         written, reference = Path(folder) / target.name, Path(folder) / "reference.safetensors"
-        num_coded = 0
+        coded: dict[str, tuple[str, NDArray[np.int32]]] = {}
         if format == "safetensors":
             tensors = _state(plain)
             metadata = {"format": "pt", "structure": json.dumps(read_structure(plain).to_state())}
@@ -92,19 +97,20 @@ def export(
             _check(_CHECK_TENSORS, written, reference)
         else:
             if format == "pt2":
-                _quietly(lambda: torch.export.save(_program(plain, args, kwargs), written))
+                _quietly(lambda: torch.export.save(exported_program(plain, args, kwargs), written))
                 script = _CHECK_PT2
             else:
                 _write_onnx(plain, args, kwargs, written)
                 script = _CHECK_ONNX
                 if format == "onnx-int":
-                    num_coded = store_codes(written, quantized_layers(model))
+                    coded = store_codes(written, quantized_layers(model))
             named = {f"input{i}": tensor.contiguous() for i, tensor in enumerate(inputs)}
             named |= {f"output{i}": tensor.contiguous() for i, tensor in enumerate(outputs)}
+            named |= {f"codes {name}": torch.from_numpy(codes) for name, (_, codes) in coded.items()}
             safetensors.torch.save_file(named, reference)
             difference = float(_check(script, written, reference))
         written.replace(target)
-    return ExportReport(target, target.stat().st_size, difference, num_coded)
+    return ExportReport(target, target.stat().st_size, difference, Counter(kind for kind, _ in coded.values()))
 
 
 def _example(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -129,7 +135,8 @@ def _state(plain: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone().contiguous() for name, value in state if isinstance(value, Tensor)}
 
 
-def _program(plain: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def exported_program(plain: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """What ``torch.export`` makes of a plain model, for any batch size if it can. Raises: ExportError."""
     args, kwargs = _on_cpu(args), _on_cpu(kwargs)
     batch = torch.export.Dim("batch")
 
@@ -163,7 +170,7 @@ def _write_onnx(plain: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         import onnxscript  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingDependencyError(f'ONNX needs {error.name}: pip install "scrimp[onnx]"') from error
-    program = _quietly(lambda: _program(plain, args, kwargs))
+    program = _quietly(lambda: exported_program(plain, args, kwargs))
     try:
         done = _quietly(lambda: torch.onnx.export(program, dynamo=True, verbose=False))
         assert done is not None
@@ -263,6 +270,14 @@ _CHECK_ONNX = """
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
+codes = {name.removeprefix("codes "): value for name, value in reference.items() if name.startswith("codes ")}
+if codes:
+    import onnx
+    from onnx import numpy_helper
+    stored = {one.name: one for one in onnx.load(sys.argv[1]).graph.initializer}
+    for name, wanted in codes.items():
+        given = torch.from_numpy(numpy_helper.to_array(stored[name]).astype("int32"))
+        assert torch.equal(given, wanted), f"other codes in {name}"
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 names = [one.name for one in session.get_inputs()]
 compare(session.run(None, dict(zip(names, [tensor.numpy() for tensor in inputs()], strict=True))))

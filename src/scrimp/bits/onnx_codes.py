@@ -9,12 +9,17 @@ from numpy.typing import NDArray
 
 from scrimp.bits.layers import QuantizedLayer
 
+_SUFFIX = "_codes"
 
-def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> int:
-    """Replace the float32 weights of ``layers`` in the file by codes and DequantizeLinear; how many were found.
+
+def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> dict[str, tuple[str, NDArray[np.int32]]]:
+    """Replace the float32 weights of ``layers`` in the file by codes and DequantizeLinear.
+
+    Returns: by the name of the stored codes, their type and their values.
 
     A weight is found by its values, as it is or transposed, also when the exporter has multiplied channels with the
-    scale of a norm. Codes take 8 bits where they fit, else 16 (opset 21).
+    scale of a norm. Codes take 4 bits where all those of the tensor fit (int4, or uint4 if none is negative), else 8,
+    else 16 (opset 21).
     """
     import onnx  # noqa: PLC0415
     from onnx import helper, numpy_helper  # noqa: PLC0415
@@ -22,6 +27,7 @@ def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> int:
     proto = onnx.load(path)
     graph = proto.graph
     nodes: list[Any] = []
+    stored: dict[str, tuple[str, NDArray[np.int32]]] = {}
     for initializer in list(graph.initializer):
         if initializer.data_type != onnx.TensorProto.FLOAT or len(initializer.dims) < 2:
             continue
@@ -30,17 +36,18 @@ def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> int:
             continue
         codes, scales, axis = found
         name = initializer.name
-        is_short = codes.min() >= -128 and codes.max() <= 127
-        stored = codes.astype(np.int8 if is_short else np.int16)
+        kind = next(kind for kind, (least, most) in _TYPES.items() if codes.min() >= least and codes.max() <= most)
+        stored[f"{name}{_SUFFIX}"] = kind, codes
+        data = _packed(codes) if kind.endswith("int4") else codes.astype(kind).tobytes()
         graph.initializer.remove(initializer)
-        graph.initializer.extend(
-            [numpy_helper.from_array(stored, f"{name}_codes"), numpy_helper.from_array(scales, f"{name}_scales")]
-        )
-        nodes.append(
-            helper.make_node(
-                "DequantizeLinear", [f"{name}_codes", f"{name}_scales"], [name], f"{name}_weight", axis=axis
-            )
-        )
+        graph.initializer.extend([
+            helper.make_tensor(
+                f"{name}{_SUFFIX}", getattr(onnx.TensorProto, kind.upper()), codes.shape, data, raw=True
+            ),
+            numpy_helper.from_array(scales, f"{name}_scales"),
+        ])  # fmt: skip
+        inputs = [f"{name}{_SUFFIX}", f"{name}_scales"]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [name], f"{name}_weight", axis=axis))
     for node in reversed(nodes):
         graph.node.insert(0, node)
     for opset in proto.opset_import:
@@ -49,7 +56,16 @@ def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> int:
     proto.ir_version = max(proto.ir_version, 10)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
-    return len(nodes)
+    return stored
+
+
+_TYPES = {"int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "int16": (-(1 << 15), (1 << 15) - 1)}
+
+
+def _packed(codes: NDArray[np.int32]) -> bytes:
+    """Two codes a byte, the first one in the lower half."""
+    flat = np.append(codes.reshape(-1), [0] * (codes.size % 2)).astype(np.uint8) & 15
+    return bytes(flat[::2] | flat[1::2] << 4)
 
 
 def _find(

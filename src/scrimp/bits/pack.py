@@ -13,9 +13,11 @@ from torch import nn
 from scrimp._core.atomic_files import atomic_write
 from scrimp._core.structure import Structure, apply_structure_, read_structure
 from scrimp.bits import packed_file
+from scrimp.bits.channels.watch import example_of
 from scrimp.bits.contents import Contents, take_apart
 from scrimp.bits.layers import quantized_layers, unique_layers
-from scrimp.bits.plain import live_inputs
+from scrimp.bits.plain import live_inputs, plain_copy
+from scrimp.bits.program import Program, describe
 from scrimp.errors import ConfigError, StructureError
 
 
@@ -70,14 +72,19 @@ class SizeReport:
 
 
 def size_report(
-    model: nn.Module, *, fold_norms: bool = True, half: bool = False, metadata: Mapping[str, Any] | None = None
+    model: nn.Module,
+    *,
+    fold_norms: bool = True,
+    half: bool = False,
+    graph: bool = False,
+    metadata: Mapping[str, Any] | None = None,
 ) -> SizeReport:
     """What ``model`` takes when it is packed, to the byte, and where.
 
     Cost: that of ``pack`` without writing; weights are copied to the CPU and coded, about a second per ten million.
     Raises: ConfigError - as ``pack``.
     """
-    contents = take_apart(model, fold_norms=fold_norms)
+    contents = _contents(model, fold_norms=fold_norms, graph=graph)
     return _report(model, contents, packed_file.write(contents, metadata or {}, half=half))
 
 
@@ -96,24 +103,28 @@ def pack(
     *,
     fold_norms: bool = True,
     half: bool = False,
+    graph: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> SizeReport:
     """Write ``model`` to a file: codes at the bits that they are worth, scales, and what else it takes to compute.
 
     The file holds the plain model: names, shapes and values as after removing the quantisers, so that ``unpack`` needs
-    only a fresh instance of the original. Codes are range coded with the frequencies of channels of their kind, which
-    takes a few percent less than whole bits. ``FORMAT.md`` beside this module describes every byte.
+    only a fresh instance of the original, or not even that if the file holds the ``graph``. Codes are range coded with
+    the frequencies of channels of their kind, which takes a few percent less than whole bits. ``FORMAT.md`` beside this
+    module describes every byte.
 
     Args: path - replaced atomically. fold_norms - a batch norm that directly follows a quantised layer (and nothing
         else reads that layer) is taken into its scales as evaluation computes it; the unpacked model then computes the
         same to rounding, and is not for training on. half - scales, biases and whatever else is float32 and not codes
-        are stored in 16 bits, which changes logits by about a thousandth. metadata - JSON values to find in the file
-        again (``read_metadata``).
+        are stored in 16 bits, which changes logits by about a thousandth. graph - also write down what the model
+        computes, as ``torch.export`` sees it in evaluation mode; a few kilobytes. metadata - JSON values to find in the
+        file again (``read_metadata``).
     Returns: the report of what was written; ``packed_bytes`` is the size of the file.
-    Raises: ConfigError - tensors that are not dense, state that is no tensor, metadata that is not JSON. OSError.
+    Raises: ConfigError - tensors that are not dense, state that is no tensor, metadata that is not JSON, a graph with
+        more in it than operations of torch. ExportError - torch cannot follow the model for its graph. OSError.
     Cost: about a second per ten million weights on one core.
     """
-    contents = take_apart(model, fold_norms=fold_norms)
+    contents = _contents(model, fold_norms=fold_norms, graph=graph)
     packed = packed_file.write(contents, metadata or {}, half=half)
     with atomic_write(path) as file:
         file.write(packed.data)
@@ -124,16 +135,34 @@ def unpack(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.M
     """Give ``model``, a fresh plain instance of what was packed, the structure and the values of the file.
 
     It is changed in place and returned, in evaluation mode: parameters have fewer channels where some were removed,
-    weights are codes times scales.
+    weights are codes times scales. Without ``model`` one is made of the graph in the file (``pack(..., graph=True)``),
+    with the same names of parameters; it is for evaluation, on inputs like those that it was packed with.
 
     Raises: FormatError - not a packed model, of another version, truncated or altered. StructureError - another model,
-        or one that is smaller somewhere. ConfigError - a model that is itself compressed. ``model`` is unchanged then.
+        or one that is smaller somewhere. ConfigError - a model that is itself compressed, or no graph in the file.
+        ``model`` is unchanged then.
     Cost: about a second per ten million weights on one core.
     """
-    if model is None:
-        raise ConfigError("unpack needs a fresh instance of the model to fill: unpack(path, model)")
     contents, _ = packed_file.read(Path(path).read_bytes(), os.fspath(path))
-    return fill_(model, contents)
+    if model is not None:
+        return fill_(model, contents)
+    if contents.program is None:
+        raise ConfigError(
+            f"{os.fspath(path)} holds no graph; give unpack a fresh instance of the model to fill, unpack(path, "
+            "model), or pack it with graph=True"
+        )
+    return Program(contents.program, contents.state_dict()).eval()
+
+
+def _contents(model: nn.Module, *, fold_norms: bool, graph: bool) -> Contents:
+    contents = take_apart(model, fold_norms=fold_norms)
+    if not graph:
+        return contents
+    try:
+        args, kwargs = example_of(model)
+    except KeyError:
+        raise ConfigError("pack: graph=True needs an example of the inputs, as self_compress_ remembers it") from None
+    return dataclasses.replace(contents, program=describe(plain_copy(model).cpu().eval(), args, kwargs))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

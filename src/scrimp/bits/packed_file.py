@@ -72,6 +72,7 @@ def write(contents: Contents, metadata: Mapping[str, Any], *, half: bool, with_d
         "tied": dict(contents.tied),
         "sections": [len(stream.data) if with_data else estimated, len(scale_section), len(tensor_section)],
         "metadata": dict(metadata),
+        **({} if contents.program is None else {"program": contents.program}),
     }
     try:
         text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
@@ -157,7 +158,7 @@ def _contents(header: dict[str, Any], sections: list[bytes]) -> Contents:
     }
     norms = tuple(FoldedNorm(name, float(eps), bias) for name, eps, bias in header["norms"])
     tied = {str(name): str(first) for name, first in header["tied"].items()}
-    return Contents(structure, tuple(layers), norms, tensors, tied)
+    return Contents(structure, tuple(layers), norms, tensors, tied, header.get("program"))
 
 
 @dataclass(frozen=True)
