@@ -105,7 +105,7 @@ def test_optimizer_average_and_schedule_follow(name: str) -> None:
     assert average.named_tensors()["2.weight"].shape == (6, 6, 3, 3)
     assert loose["5.weight"].shape == (5, 6 * 64)
     assert plain["2.weight"].shape == (8, 8, 3, 3)
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())
     train(model, optimizer)
     average.update()
     schedule.step()
@@ -560,6 +560,70 @@ def test_summary_shows_what_feeds_what() -> None:
     assert layers["stem.0"].inputs_from == ()
     self_compress_(model, batch, bits=5)
     assert all(layer.mean_bits == 5 for layer in channel_summary(model))
+
+
+def test_accumulation_goes_on_as_if_masked() -> None:
+    gradients = []
+    for at in (None, 0, 1):
+        model = dead_net().double()
+        for number, part in enumerate(IMAGES.double().split(2)):
+            if number == at:
+                remove_dead_channels_(model, example_inputs=IMAGES.double())
+            model(part).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    whole, *others = gradients
+    left = torch.tensor([0, 2, 3, 4, 6, 7])
+    wanted = whole[2][left][:, left]
+    for own in others:
+        assert (own[2] - wanted).abs().max() <= 1e-14
+        assert (own[5] - whole[5]).abs().max() <= 1e-14
+
+
+def test_a_loss_that_waits_for_its_backward_pass_is_refused() -> None:
+    def refused(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        before = everything(model, optimizer)
+        try:
+            remove_dead_channels_(model, optimizer, example_inputs=IMAGES)
+        except StructureError as error:
+            assert_untouched(before, everything(model, optimizer))
+            return "still waits for its backward pass" in str(error)
+        return False
+
+    model = dead_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    loss = model(IMAGES).square().mean()
+    assert refused(model, optimizer)
+    loss.backward(retain_graph=True)
+    assert refused(model, optimizer)
+    loss.backward()
+    optimizer.step()
+    assert not refused(model, optimizer)  # the spent loss is still there
+    assert model[0].out_channels == 6
+    for drop in ("detach", "delete", "no_grad"):
+        model = dead_net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+        if drop == "no_grad":
+            with torch.no_grad():
+                loss = model(IMAGES)
+        else:
+            loss = model(IMAGES)
+            loss = loss.detach() if drop == "detach" else None
+        assert not refused(model, optimizer)
+        assert loss is None or loss.shape == (4, 5)
+
+
+def test_a_sparse_gradient_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(5, 8, sparse=True), nn.Linear(8, 3))
+    tokens = torch.arange(4).view(2, 2)
+    with torch.no_grad():
+        model[0].weight[:, 2] = 0
+    model(tokens).sum().backward()
+    before = everything(model)
+    with pytest.raises(StructureError, match=r"has a torch.sparse_coo gradient"):
+        remove_dead_channels_(model, example_inputs=tokens)
+    assert_untouched([one.to_dense() for one in before], [one.to_dense() for one in everything(model)])
+    model.zero_grad()
+    assert remove_dead_channels_(model).channels == {"0": (8, 7)}
 
 
 def test_functional_losses_stay_possible() -> None:

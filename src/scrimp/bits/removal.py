@@ -21,6 +21,7 @@ from scrimp.bits.channels.graph import Barrier, ChannelGraph
 from scrimp.bits.channels.watch import channel_graph, example_of, plain_outputs
 from scrimp.bits.channels.wire import shrink_wiring_
 from scrimp.bits.copies import settle_dead_in_copies_
+from scrimp.bits.live_graphs import refuse_live_graphs
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
 
 Residual = Literal["group", "branch"]
@@ -79,7 +80,8 @@ def remove_dead_channels_(
     A batch norm in training mode gives a dead channel its bias exactly; its running statistics only follow step by
     step. Removal goes by what they come to: outputs in evaluation mode can move by what had not faded yet.
 
-    Call it between steps, while no loss waits for its backward pass; gradients are dropped. Wrap
+    Call it between steps, while no loss waits for its backward pass (which is looked for, see ``StructureError`` below;
+    a graph in which nothing is saved, as of a sum of parameters, is not seen). Gradients are sliced. Wrap
     DistributedDataParallel anew afterwards when ``num_channels`` is not 0 (drop the old wrapper first: its hooks stay
     as long as it lives). All ranks must call it alike; they are compared before anything changes, and what one of them
     cannot do none does. See ``same_structure_on_all_ranks``.
@@ -99,8 +101,9 @@ def remove_dead_channels_(
         layer or an unpadded convolution with a bias, and add it to that bias: the output is the same, what is learned
         later is not, so do it at the end, without copies. dry_run - change nothing, only report.
     Raises: StructureError - the model cannot be followed (see ``channel_graph``) or copied, the optimizer's state or a
-        copy cannot be sliced, or the smaller model gives other outputs. ConfigError - no example, unknown names, ranks
-        that differ. Model, optimizer and copies are then as before; see ``apply_structure_change`` for several copies.
+        copy cannot be sliced, a loss waits for its backward pass, a gradient is sparse, or the smaller model gives
+        other outputs. ConfigError - no example, unknown names, ranks that differ. Model, optimizer and copies are then
+        as before; see ``apply_structure_change`` for several copies.
     Warns: NoEffectWarning - an operation that is not known keeps channels; the outputs depend on the inputs no more.
     Cost: a forward pass of two samples with bookkeeping; when something goes, also two copies of the model to try the
         change on and a pass of each; host syncs; two small collectives.
@@ -143,6 +146,8 @@ def _remove(
     fold_constants: bool,
 ) -> None:
     with ranks.failing_together("trying to remove channels"):
+        named = model.named_parameters()
+        refuse_live_graphs(one for name, one in named if name in change.kept or change.is_gone(name))
         shifts = _folded(model, graph, removed) if fold_constants else {}
         if shifts and copies:
             raise ConfigError(
@@ -156,9 +161,9 @@ def _remove(
             if not is_gone(f"{names[module]}.{name}", change.modules)
         }
         _try_on_a_copy(model, change, shifts, sizes, _running_means(graph, removed, change))
-        with _without_gradients(model, for_good=False):
+        with _without_gradients(model):
             planned_change(change, model=model, optimizer=optimizer, copies=copies)
-    with _without_gradients(model, for_good=True), _shifted(model, shifts):
+    with _without_gradients(model, change), _shifted(model, shifts):
         apply_structure_change(change, model=model, optimizer=optimizer, copies=copies)
     for module in (model, *(one for one in copies if isinstance(one, nn.Module))):
         _set_sizes(module, sizes)
@@ -305,17 +310,25 @@ def _is_close(old: Tensor, new: Tensor) -> bool:
 
 
 @contextmanager
-def _without_gradients(model: nn.Module, *, for_good: bool) -> Iterator[None]:
-    """Take all gradients away, ``for_good`` if nothing fails."""
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    done = False
-    for parameter, _ in gradients:
+def _without_gradients(model: nn.Module, change: StructureChange | None = None) -> Iterator[None]:
+    """Take all gradients away, and give them back afterwards: as they were, or what ``change`` leaves of them."""
+    gradients = [(name, parameter, parameter.grad) for name, parameter in model.named_parameters()]
+    for name, _, gradient in gradients:
+        if change is not None and change.slices(name) and gradient is not None and gradient.layout is not torch.strided:
+            raise StructureError(
+                f"{name!r} has a {gradient.layout} gradient, which cannot be sliced; call "
+                "optimizer.zero_grad(set_to_none=True) first. Nothing was changed"
+            )
+    for _, parameter, _ in gradients:
         parameter.grad = None
+    done = None
     try:
         yield
-        done = for_good
+        done = change
     finally:
-        for parameter, gradient in gradients if not done else ():
+        for name, parameter, gradient in gradients:
+            if done is not None and gradient is not None:
+                gradient = done.slice(name, gradient)  # noqa: PLW2901 - what is left of it
             parameter.grad = gradient
 
 
