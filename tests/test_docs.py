@@ -33,12 +33,21 @@ def blocks(page, language):
     return [(text[: m.start()].count("\n") + 2, m[2]) for m in BLOCK.finditer(text) if m[1] == language]
 
 
+def programs(page):
+    """The Python blocks of a page with their lines; those of a tutorial go on from one to the next, as one program."""
+    found = blocks(page, "python")
+    if page.name != "tutorial.md":
+        return found
+    program = ""
+    for line, code in found:
+        program += "\n" * (line - 1 - program.count("\n")) + code  # so that a traceback names the line of the page
+    return [(1, program)]
+
+
 def examples():
-    """Every Python block of every page."""
+    """Every Python program of every page."""
     return [
-        pytest.param(page, line, code, id=f"{page.name}:{line}")
-        for page in PAGES
-        for line, code in blocks(page, "python")
+        pytest.param(page, line, code, id=f"{page.name}:{line}") for page in PAGES for line, code in programs(page)
     ]
 
 

@@ -1,0 +1,132 @@
+"""`scrimp compare` as a user meets it: its runs, its table, going on after Ctrl-C, and what bad input gets."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from tests.reference.command import SCRIMP, environment
+
+from scrimp.cli import main
+from scrimp.report.comparison import read_comparison
+from scrimp.train.comparison import default_variants, draw_gammas, plan_variants, runs_of
+
+QUICK = [
+    "compare",
+    "digits",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+    "--model-args",
+    "width=4",
+    "--num-epochs",
+    "3",
+]
+
+
+def test_a_comparison_is_interrupted_goes_on_and_ends_with_its_table(tmp_path, monkeypatch, capsys):
+    words = [*QUICK, "--variants", "plain", "all", "--seeds", "1", "--jobs", "1", "--out", "c"]
+    process = subprocess.Popen(
+        [*SCRIMP, *words], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "c" / "plain-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "go on with: scrimp compare --out c" in out
+    assert not (tmp_path / "c" / "all-seed0").exists()
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--out", "c"]) == 0
+    printed = capsys.readouterr().out
+    found = read_comparison(tmp_path / "c")
+    assert found.is_complete
+    assert [variant.name for variant in found.finished()] == ["plain", "all"]
+    assert "all is" in printed or "all reached" in printed
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    files = {"comparison.json", "comparison.md", "report.html", "plan.json"}
+    assert names == {"plain-seed0", "all-seed0", *files}, "and no log of runs that went well"
+    told = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert told["variants"][1]["sample_visits"]["ratio"] < 1
+
+    before = (tmp_path / "c" / "all-seed0" / "summary.json").stat().st_mtime_ns
+    assert main(["compare", "--out", "c"]) == 0
+    assert "2 runs, 2 of them there already" in capsys.readouterr().out
+    assert (tmp_path / "c" / "all-seed0" / "summary.json").stat().st_mtime_ns == before
+    assert main(["report", "c"]) == 0
+    assert capsys.readouterr().out.endswith("report.html\n")
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, "--variants", "plain", "steps", "--seeds", "1", "--jobs", "2", "--learning-rate", "1e38"]
+    assert main([*words, "--out", "c"]) == 1
+    done = capsys.readouterr()
+    for name in ("plain-seed0", "steps-seed0"):
+        assert f"{name} failed: " in done.err
+        assert (tmp_path / "c" / "logs" / f"{name}.log").exists()
+    assert "Traceback" not in done.err
+    assert "no run has finished" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "mnist"], "no recipe is called 'mnist'"),
+        (["compare", "digits", "--variants", "plane"], "no variant is called 'plane'; did you mean 'plain'"),
+        (["compare", "text", "--variants", "steps"], "has no saving in steps"),
+        (["compare", "imagenet"], "does not say what its savings are"),
+        (["compare", "--seeds", "0"], "0 is not at least 1"),
+        (["compare", "--gammas", "0.1"], "--gammas is for --sweep gamma"),
+        (["compare", "--prune-ratio", "0.5"], "leave the variant shortened out"),
+        (["compare", "--num-epochs", "1"], "nothing could be pruned"),
+        (["compare", "--out", "full"], "exists and holds no comparison"),
+        (["compare", "--savings", "all"], "no flag is called '--savings'"),
+        (["compare", "--out", "other", "text"], "compares 'digits', not 'text'"),
+        (["compare", "--out", "other", "--num-epochs", "5"], "was begun with other settings"),
+        (["compare", "--out", "damaged"], "is damaged"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_trace(tmp_path, monkeypatch, capsys, words, message):
+    for name, content in (("full/x", "x"), ("damaged/plan.json", "{")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    (tmp_path / "other").mkdir()
+    plan = {"recipe": "digits", "given": {}, "variants": [], "seeds": [0], "command": "scrimp compare"}
+    (tmp_path / "other" / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_the_plan_of_a_comparison(tmp_path):
+    variants = plan_variants("digits", default_variants("digits"), lambda config: config.replace(num_epochs=12))
+    assert [one.name for one in variants] == ["plain", "shortened", "samples", "steps", "bits", "checkpoints", "all"]
+    by_name = {one.name: one.config for one in variants}
+    # epochs 0 and 10, 11 of 12 are full, nine visit 0.6
+    assert by_name["shortened"].num_epochs == pytest.approx(3 + 9 * 0.6)
+    assert by_name["plain"].num_epochs == by_name["all"].num_epochs == 12
+    runs = runs_of(variants, [0, 1], tmp_path)
+    assert [run.config.seed for run in runs] == [0] * 7 + [1] * 7
+    assert [run.variant for run in runs[:7]] == [run.variant for run in runs[7:]]
+    assert len({run.run_dir for run in runs}) == 14
+
+
+def test_a_sweep_has_one_variant_per_gamma():
+    variants = plan_variants("digits", ["plain", "bits"], gammas=(0.01, 0.2))
+    assert [(one.name, one.config.gamma) for one in variants[1:]] == [
+        ("bits-gamma-0.01", 0.01),
+        ("bits-gamma-0.2", 0.2),
+    ]
+    drawn = draw_gammas(6)
+    assert drawn == draw_gammas(6)
+    assert list(drawn) == sorted(drawn)
+    assert 0.003 <= drawn[0] < drawn[-1] <= 1.0
