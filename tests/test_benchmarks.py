@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import random
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tests.reference.runs import tiny
 
 from scrimp.train.recipes import fashion_mnist
+from scrimp.train.run import run
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -365,6 +368,44 @@ def test_bits_latency(run_main):
     assert result["removal"]["num_channels_removed"] > 0
     assert set(result["latency_by_batch_size"]["2"]) == {"torch", "onnxruntime"}
     assert "a removal takes" in shown
+
+
+def test_savings_off(run_main):
+    num_threads = torch.get_num_threads()
+    try:
+        result, _ = run_main("savings_off", "--width", 4, "--batch-size", 16, "--rounds", 1, "--steps", 2)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert result["off_to_off_again"]["n"] == result["off_to_by_hand"]["n"] == 1
+
+
+def test_soak_finds_what_is_wrong(bench, tmp_path):
+    soak = bench("soak")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        run(tiny(keep=0.6, num_epochs=3), out=out)
+    assert soak.differences(whole, parts) == []
+    (parts / ".config.json.1234.tmp").write_text("")
+    assert soak.differences(whole, parts) == ["orphaned files: ['.config.json.1234.tmp']"]
+    run(tiny(keep=0.6, num_epochs=3, seed=1), out=tmp_path / "other")
+    assert soak.differences(whole, tmp_path / "other") == ["the weights differ", "the records differ"]
+    assert soak.draw_words(random.Random(3)) == soak.draw_words(random.Random(3))
+
+
+def test_compare_keeps_what_the_command_wrote(run_main, bench, monkeypatch, tmp_path):
+    cell = {"mean": 2.0, "ratio": 0.05}
+    variant = {"name": "all", **dict.fromkeys([key for key, _, _ in bench("compare").COLUMNS], cell)}
+    told = {"variants": [variant], "command": "scrimp compare --out /somebody/runs"}
+
+    def scrimp(words):
+        out = Path(words[words.index("--out") + 1])
+        out.mkdir()
+        (out / "comparison.json").write_text(json.dumps(told))
+
+    monkeypatch.setattr(bench("compare"), "scrimp", scrimp)
+    result, printed = run_main("compare", "--runs", tmp_path / "runs", "--flags", "--num-epochs", 3)
+    assert result["comparison"]["command"] == "scrimp compare digits --seeds 2 --num-epochs 3"
+    assert "| all | 200.00 % (1/20) |" in printed
 
 
 def test_bits_speed(run_main):

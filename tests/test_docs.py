@@ -1,5 +1,6 @@
 """What the documentation says is tried: code runs, commands parse, links lead somewhere."""
 
+import json
 import re
 import runpy
 import shlex
@@ -46,9 +47,7 @@ def programs(page):
 
 def examples():
     """Every Python program of every page."""
-    return [
-        pytest.param(page, line, code, id=f"{page.name}:{line}") for page in PAGES for line, code in programs(page)
-    ]
+    return [pytest.param(page, line, code, id=f"{page.name}:{line}") for page in PAGES for line, code in programs(page)]
 
 
 def commands(page):
@@ -185,3 +184,13 @@ def test_the_two_commands_stand_alone(name):
     assert first == "python3 -m venv .venv && . .venv/bin/activate"
     assert second.startswith("pip install -c constraints.txt -e ")
     assert re.search(r"\bscrimp train$|\bpytest\b", third)
+
+
+def test_the_table_of_the_readme_is_that_of_the_result(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    compare = runpy.run_path(str(ROOT / "benchmarks" / "compare.py"))
+    match = re.search(r"<!-- table: (\S+) -->\n(.*?)\n<!-- end of table -->", README.read_text(), re.DOTALL)
+    assert match is not None
+    result = json.loads((ROOT / match[1]).read_text())["comparison"]
+    assert match[2].splitlines() == compare["short_table"](result)
+    assert f"`{result['command']}`" in README.read_text().replace("\n", " ")

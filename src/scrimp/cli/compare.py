@@ -44,7 +44,8 @@ def compare_command(words: Sequence[str]) -> int:
     recipe, given = _recipe_and_flags(namespace, plan)
     variants = _variants(namespace, recipe, given, plan)
     first = int(given.get("seed", 0))
-    seeds = range(first, first + max(namespace.seeds or 0, len(plan.get("seeds", [])) or _NUM_SEEDS))
+    num_seeds = max(namespace.seeds or (0 if plan else _NUM_SEEDS), len(plan.get("seeds", [])))
+    seeds = range(first, first + num_seeds)
     num_at_once = namespace.jobs or _room_for(variants[0].config)
     directory = namespace.out or next_free(f"compare-{recipe}")
     command = shlex.join(["scrimp", "compare", *(words or [recipe])]) if not plan else plan["command"]

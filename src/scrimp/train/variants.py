@@ -57,9 +57,9 @@ def savings_of(recipe: str) -> Savings:
             )
         case "fashion-mnist":
             return Savings(
-                samples={"keep": 0.6},
+                samples={"keep": 0.55},
                 steps={"pool_early": "activation", "first_size": 16},
-                bits={"compress": True, "gamma": 0.05},
+                bits={"compress": True, "gamma": 0.1},
             )
         case "cifar10-small":
             return Savings(
