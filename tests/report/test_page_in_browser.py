@@ -1,10 +1,15 @@
+import base64
 import re
 
 import pytest
 from tests.report.chromium import Chromium, executable
 from tests.report.fake_run import write_image_run, write_text_run
+from tests.report.test_comparison import write
 
-from scrimp.report import write_page
+from scrimp.report import RunWriter, write_page
+from scrimp.report.comparison import read_comparison
+from scrimp.report.comparison_files import write_comparison
+from scrimp.report.png import encode_png
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium on this machine")
 
@@ -49,6 +54,18 @@ def pages(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison") / "c"
+    write(folder)
+    png = base64.b64encode(encode_png(bytes(4), width=2, height=2, num_channels=1)).decode()
+    picture = [{"sample": 1, "class": "<b>", "visits": 3, "png": png}]
+    with RunWriter(folder / "samples-seed0") as writer:
+        told = {"num_counted": 4, "num_samples": 4, "histogram": [0, 2, 2], "least": picture, "most": picture}
+        writer.write("visited", step=9, epoch=4.0, seconds=1.0, **told)
+    return write_comparison(read_comparison(folder))[-1]
+
+
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740)], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", ["image", "text"])
@@ -69,6 +86,25 @@ def test_the_page_renders(browser, pages, name, width, height, is_dark):
     dark, light = (paper, ink) if is_dark else (ink, paper)
     assert dark < 120
     assert light > 600
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740)], ids=["desktop", "phone"])
+def test_the_page_of_a_comparison_renders(browser, comparison, width, height, is_dark):
+    browser.open(comparison, width=width, height=height, is_dark=is_dark)
+    assert browser.complaints() == []
+    addresses = [address for address in browser.requests() if not address.startswith("data:image/png")]
+    assert addresses == [comparison.resolve().as_uri()]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(OVERFLOWING.replace("WIDTH", str(width))) == []
+    assert browser.evaluate(CLASHING) == 0
+    assert browser.evaluate("document.querySelectorAll('.compared tbody tr').length") == 3
+    assert browser.evaluate("document.querySelectorAll('.scatter').length") == 3
+    pictures = "[...document.querySelectorAll('.gallery img')]"
+    assert browser.evaluate(f"{pictures}.length") == 2
+    assert browser.evaluate(f"{pictures}.every((one) => one.naturalWidth === 2 && one.width > 20)")
+    seen = "(row) => [...row.querySelectorAll('circle')].every((dot) => getComputedStyle(dot).fill !== 'rgb(0, 0, 0)')"
+    assert browser.evaluate(f"[...document.querySelectorAll('.scatter')].every({seen})"), "every point has its colour"
 
 
 def test_the_pointer_reads_out_values_and_leaves_the_legend_as_it_was(browser, pages):

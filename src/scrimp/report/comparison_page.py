@@ -115,8 +115,9 @@ def _table_section(comparison: Comparison) -> Section | None:
 
 
 def _html_cell(label: str, text: CellText) -> str:
-    more = ' class="more"' if text.ratio.endswith("x") and float(text.ratio[:-1]) > 1 else ""
-    ratio = f"<b{more}>{escape(text.ratio)}</b>" if text.ratio else ""
+    size = float(text.ratio[:-1]) if text.ratio.endswith("x") else 0.0
+    kind = "same" if size == 1 else "more" if size > 1 else "less"
+    ratio = f'<b class="{kind}">{escape(text.ratio)}</b>' if text.ratio else ""
     below = " ".join(filter(None, [escape(text.spread), ratio]))
     small = f"<small>{below}</small>" if below else ""
     return f'<td data-label="{escape(label)}">{escape(text.value)}{small}</td>'
@@ -137,22 +138,25 @@ def _trade_offs(comparison: Comparison) -> Section | None:
     measure = result_measure(comparison)
     factor, unit = (1.0, "nats") if measure is LOSS else (100.0, "%")
     figures = []
-    for cost, label in ((VISITS, "samples visited"), (SECONDS, "seconds"), (MODEL, "bytes"), (CHECKPOINTS, "bytes")):
-        colours = _colours(comparison)
-        groups = [
-            Points(one.name, colours[one.name], _places(one, cost, measure, factor)) for one in comparison.finished()
-        ]
-        if len({x for group in groups for x, _ in group.places}) < 2:
+    for cost, label in ((VISITS, "samples visited"), (SECONDS, "seconds"), (MODEL, ""), (CHECKPOINTS, "")):
+        places = {one.name: _places(one, cost, measure, factor) for one in comparison.finished()}
+        costs = {x for of_variant in places.values() for x, _ in of_variant}
+        if len(costs) < 2:
             continue
-        described = f"{measure.label} against {cost.label} of {len(groups)} variants."
-        title = f"{measure.label.capitalize()} against {cost.label}"
-        is_sweep = cost is MODEL and any("-gamma-" in one.name for one in comparison.finished())
+        scale, byte_label = (1.0, label) if label else byte_unit(max(costs))
+        groups = [
+            Points(name, _colours(comparison)[name], [(x / scale, y) for x, y in of_variant])
+            for name, of_variant in places.items()
+        ]
         figures.append(
-            scatter_chart(groups, title=title, description=described, x_label=label, unit=unit, link=is_sweep)
-        )
-    note = "Large: the mean over seeds; small: single runs. To the upper left is better."
-    if measure is LOSS:
-        note = "Large: the mean over seeds; small: single runs. To the lower left is better."
+            scatter_chart(
+                groups, title=f"{measure.label.capitalize()} against {cost.label}", x_label=byte_label, unit=unit,
+                description=f"{measure.label} against {cost.label} of {len(groups)} variants.",
+                link=cost is MODEL and any("-gamma-" in name for name in places),
+            )
+        )  # fmt: skip
+    corner = "lower" if measure is LOSS else "upper"
+    note = f"Large: the mean over seeds; small: single runs. To the {corner} left is better."
     return Section("Trade-offs", note=note, figures=tuple(figures)) if figures else None
 
 

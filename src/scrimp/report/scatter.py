@@ -40,9 +40,9 @@ def scatter_chart(
         mean = (fmean(x for x, _ in places), fmean(y for _, y in places))
         means.append((mean, x_axis.position(mean[0]), y_axis.position(mean[1])))
         if len(places) > 1:
-            marks.extend(_dot(x_axis, y_axis, place, group.colour, 2.5) for place in places)
+            marks.extend(_dot(x_axis, y_axis, place, group.colour, 3.5) for place in places)
         told = f"{group.name}: {x_label} {format_number(mean[0])}, {format_number(mean[1])} {unit}".strip()
-        marks.append(_dot(x_axis, y_axis, mean, group.colour, 5.5, told))
+        marks.append(_dot(x_axis, y_axis, mean, group.colour, 6, told))
     path = ""
     if link and len(means) > 1:
         corners = "L".join(f"{1000 * x:.1f} {1000 - 1000 * y:.1f}" for _, x, y in sorted(means))
