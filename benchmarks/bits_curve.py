@@ -18,6 +18,7 @@ from scrimp.report.summary import Summary
 from scrimp.train.config import TrainConfig
 from scrimp.train.recipes import find_recipe
 from scrimp.train.run import run
+from scrimp.train.variants import with_savings
 
 GAMMAS = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -58,7 +59,7 @@ def main() -> None:
     changes = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
     if options.data:
         changes["data"] = options.data
-    config = find_recipe(options.recipe).replace(**changes)
+    config = with_savings(find_recipe(options.recipe), ()).replace(**changes)
     points = []
     for gamma in (None, *options.gammas):
         more = {} if gamma is None else {"compress": True, "gamma": gamma}

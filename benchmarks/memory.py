@@ -150,7 +150,7 @@ def _train_on_one_batch(recipe: str, seed: int, shape: list[int], num_classes: i
         inputs = torch.randn(config.batch_size, channels, height, width, dtype=autocast or torch.float32)
         targets = torch.randint(0, num_classes, (config.batch_size,))
     if config.whiten:
-        whiten_input_(model, inputs.float())
+        whiten_input_(model, inputs.float(), prepend=True)
     inputs = inputs.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(config, model)
     for _ in range(NUM_SYNTHETIC_STEPS):

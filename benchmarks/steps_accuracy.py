@@ -38,6 +38,7 @@ from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.recipes import find_recipe
 from scrimp.train.run import Started, run, shrink_of
 from scrimp.train.surgery import change_model_, images_to_whiten
+from scrimp.train.variants import with_savings
 
 # half-widths of a mean's 95 % interval in standard errors, for 2 to 10 values; beyond, the normal one and a little
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -154,6 +155,8 @@ def main() -> None:
     for seed in range(options.seeds):
         for recipe in options.recipes:
             own = find_recipe(recipe)
+            if own.compress:  # what is measured is the tricks alone
+                own = with_savings(own, ())
             for epochs in options.epochs or [own.num_epochs]:
                 if any((one["recipe"], one["num_epochs"], one["seed"]) == (recipe, epochs, seed) for one in done):
                     continue

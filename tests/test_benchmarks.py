@@ -75,7 +75,18 @@ def test_loop_overhead_notices_other_work(bench):
 def test_peaks_are_those_of_a_process_of_its_own(bench, tmp_path):
     memory = bench("memory")
     synthetic = {"recipe": "digits", "seed": 0, "shape": [1, 8, 8], "num_classes": 10}
-    words = ["train", "digits", "--num-epochs", "0.1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        "digits",
+        "--savings",
+        "none",
+        "--num-epochs",
+        "0.1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     for task in ({"synthetic": synthetic}, {"words": words}):
         peaks = memory._in_process(task, tmp_path)
         # torch alone takes more than 100 MB; the parts are sampled, the whole is the kernel's
@@ -234,7 +245,7 @@ def test_steps_accuracy_goes_on_where_it_stopped(run_main, tmp_path):
 
 
 def test_recipes_runs_once_and_skips_what_is_done(run_main):
-    words = ["recipes", "--recipes", "digits", "--seeds", 3, "--flags", "--num-epochs", 0.2, "--model-args", "width=4"]
+    words = ["recipes", "--recipes", "digits", "--seeds", 3, "--flags", "--savings", "none", "--num-epochs", 0.2]
     first, _ = run_main(*words)
     again, printed = run_main(*words)
     assert first == again
@@ -242,7 +253,7 @@ def test_recipes_runs_once_and_skips_what_is_done(run_main):
     (run,) = first["runs"]
     assert (run["recipe"], run["seed"]) == ("digits", 3)
     assert run["summary"]["num_epochs"] == 0.2
-    assert run["run"] == "scrimp train digits --seed 3 --num-epochs 0.2 --model-args width=4"
+    assert run["run"] == "scrimp train digits --seed 3 --savings none --num-epochs 0.2"
     (line,) = first["table"]
     assert line["test_accuracy"]["median"] == pytest.approx(run["summary"]["test_accuracy"], rel=1e-5)
 
