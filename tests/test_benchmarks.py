@@ -75,7 +75,8 @@ def test_loop_overhead_notices_other_work(bench):
 def test_peaks_are_those_of_a_process_of_its_own(bench, tmp_path):
     memory = bench("memory")
     synthetic = {"recipe": "digits", "seed": 0, "shape": [1, 8, 8], "num_classes": 10}
-    words = [
+    words = ["train", "digits", "--savings", "none", "--num-epochs", "0.1", "--device", "cpu"]
+    words += ["--out", str(tmp_path / "run")]
         "train",
         "digits",
         "--savings",
