@@ -77,17 +77,6 @@ def test_peaks_are_those_of_a_process_of_its_own(bench, tmp_path):
     synthetic = {"recipe": "digits", "seed": 0, "shape": [1, 8, 8], "num_classes": 10}
     words = ["train", "digits", "--savings", "none", "--num-epochs", "0.1", "--device", "cpu"]
     words += ["--out", str(tmp_path / "run")]
-        "train",
-        "digits",
-        "--savings",
-        "none",
-        "--num-epochs",
-        "0.1",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "run"),
-    ]
     for task in ({"synthetic": synthetic}, {"words": words}):
         peaks = memory._in_process(task, tmp_path)
         # torch alone takes more than 100 MB; the parts are sampled, the whole is the kernel's
