@@ -1,6 +1,8 @@
 """The quantiser: known codes, known gradients, a slow twin."""
 
 import math
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from tests.reference.quantize import num_levels_slow, quantize_slow
 from torch import nn
 
 from scrimp.bits import quantize
+from scrimp.bits.fused import compiled_on_gpu
 from scrimp.bits.quantize import codes_and_scales
+from scrimp.errors import NoEffectWarning
 
 LN2 = math.log(2)
 
@@ -185,3 +189,46 @@ def test_it_works_under_compile_of_the_whole_layer():
     compiled = torch.compile(forward, backend="eager", fullgraph=True)
     example = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(compiled(example), forward(example))
+
+
+def both_ways(fused, device="cpu", channel_dim=0):
+    weight, bits, exponent = (
+        one.detach().float().to(device).requires_grad_() for one in inputs(3, (6, 6, 3, 3), channel_dim)
+    )
+    result = quantize(weight, bits, exponent, channel_dim, fused=fused)
+    result.backward(draw(5, 6, 6, 3, 3).float().to(device))
+    return result.detach(), weight.grad, bits.grad, exponent.grad
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+@pytest.mark.filterwarnings("default")  # torch's own, from its compiler
+def test_compiled_it_is_the_same():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        fused, plain = both_ways(True), both_ways(None)
+        assert torch.equal(fused[0].view(torch.int32), plain[0].view(torch.int32))
+        assert torch.equal(fused[1], plain[1])
+        torch.testing.assert_close(fused[2:], plain[2:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_it_is_the_same():
+    fused, plain = both_ways(None, "cuda"), both_ways(False, "cuda")
+    assert torch.equal(fused[0], plain[0])
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_where_it_cannot_be_compiled_it_runs_all_the_same(monkeypatch):
+    def cannot(function, **_options):
+        def run(*_tensors):
+            raise RuntimeError("no Triton\nand more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", cannot)
+    double = compiled_on_gpu(lambda tensor: (tensor * 2,))
+    with pytest.warns(NoEffectWarning, match=r"could not be compiled \(RuntimeError: no Triton\)"):
+        assert double(torch.ones(2), fused=True)[0].tolist() == [2, 2]
+    assert double(torch.ones(2), fused=True)[0].tolist() == [2, 2]
