@@ -168,7 +168,7 @@ def without_branches() -> tuple[nn.Module, Tensor]:
     assert (report.deleted, report.scattered) == (("shortcut.0", "shortcut.1"), ("first.1.1",))
     left = scrimp.size_report(model)
     assert left.original_weights == original.original_weights
-    assert left.num_weights == original.num_weights - 16 * 8 - 3 * 12 * 9
+    assert left.num_weights == original.original_weights - 16 * 8 - 3 * 12 * 9
     assert left.original_bytes - left.float32_bytes == 4 * (left.original_weights - left.num_weights)
     return model.eval(), batch
 

@@ -3,9 +3,11 @@
 import copy
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from tests.reference.zoo import kill_, make
 from torch import Tensor, nn
@@ -140,13 +142,38 @@ def test_keep_and_round_widths() -> None:
         model[0].bias[2] = 0
     report = remove_dead_channels_(model, example_inputs=IMAGES, multiple_of=4)
     assert report.num_channels == 0
-    assert report.waiting == {"0": 3, "2": 2}
+    assert report.ghosts == {"0": 3, "2": 2}
+    assert report.waiting == {}
     with torch.no_grad():
         model[0].weight[3] = 0
         model[0].bias[3] = 0
     before = model(IMAGES).detach()
     assert remove_dead_channels_(model, multiple_of=4).channels == {"0": (8, 4)}
     torch.testing.assert_close(model(IMAGES).detach(), before)
+
+
+def test_ghosts_are_in_no_file_and_no_count(tmp_path: Path) -> None:
+    def without(multiple_of: int) -> nn.Module:
+        model = net(16)
+        self_compress_(model, IMAGES)
+        with torch.no_grad():
+            for name in ("0", "2"):
+                quantized_layers(model)[name].quantizer.depth[[1, 5, 6, 7, 9]] = 0
+                model.get_submodule(name).bias[[1, 5, 6, 7, 9]] = 0
+        remove_dead_channels_(model, multiple_of=multiple_of)
+        return model.eval()
+
+    model, smallest = without(4), without(1)
+    assert (model[0].out_channels, smallest[0].out_channels) == (12, 11)
+    assert scrimp.size_report(model) == scrimp.size_report(smallest)
+    assert [layer.zero_channels for layer in scrimp.size_report(model).layers] == [0, 0, 0]
+    assert scrimp.pack(model, tmp_path / "m").packed_bytes == (tmp_path / "m").stat().st_size
+    unpacked = scrimp.unpack(tmp_path / "m", net(16))
+    assert unpacked[0].out_channels == 11
+    assert (unpacked(IMAGES) - model(IMAGES)).abs().max() <= 1e-6
+    scrimp.export(model, tmp_path / "m.safetensors", example_inputs=IMAGES)
+    assert safetensors.torch.load_file(tmp_path / "m.safetensors")["0.weight"].shape[0] == 11
+    assert model[0].out_channels == 12
 
 
 def test_masks_name_the_dead() -> None:

@@ -26,6 +26,7 @@ from scrimp.bits.example import evaluating
 from scrimp.bits.layers import quantized_layers
 from scrimp.bits.onnx_codes import store_codes
 from scrimp.bits.plain import plain_copy
+from scrimp.bits.removal import without_ghosts
 from scrimp.errors import ConfigError, ExportError, MissingDependencyError
 
 Format = Literal["safetensors", "pt2", "onnx", "onnx-int"]
@@ -81,7 +82,8 @@ def export(
         remember_example_(model, example_inputs)
     target = Path(path)
     args, kwargs = _example(model, example_inputs)
-    plain = plain_copy(model).cpu().eval()
+    smaller = without_ghosts(model)
+    plain = plain_copy(smaller).cpu().eval()
     with evaluating(model), torch.no_grad():
         outputs = _tensors(model(*args, **kwargs))
     inputs = [leaf.cpu() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -103,7 +105,7 @@ def export(
                 _write_onnx(plain, args, kwargs, written)
                 script = _CHECK_ONNX
                 if format == "onnx-int":
-                    coded = store_codes(written, quantized_layers(model))
+                    coded = store_codes(written, quantized_layers(smaller))
             named = {f"input{i}": tensor.contiguous() for i, tensor in enumerate(inputs)}
             named |= {f"output{i}": tensor.contiguous() for i, tensor in enumerate(outputs)}
             named |= {f"codes {name}": torch.from_numpy(codes) for name, (_, codes) in coded.items()}

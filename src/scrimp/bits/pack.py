@@ -18,6 +18,7 @@ from scrimp.bits.contents import Contents, take_apart
 from scrimp.bits.layers import quantized_layers, unique_layers
 from scrimp.bits.plain import live_inputs, plain_copy
 from scrimp.bits.program import Program, describe
+from scrimp.bits.removal import without_ghosts
 from scrimp.errors import ConfigError, StructureError
 
 
@@ -79,11 +80,12 @@ def size_report(
     graph: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> SizeReport:
-    """What ``model`` takes when it is packed, to the byte, and where.
+    """What ``model`` takes when it is packed, to the byte, and where. Dead channels that can go do not count.
 
     Cost: that of ``pack`` without writing; weights are copied to the CPU and coded, about a second per ten million.
     Raises: ConfigError - as ``pack``.
     """
+    model = without_ghosts(model)
     contents = _contents(model, fold_norms=fold_norms, graph=graph)
     return _report(model, contents, packed_file.write(contents, metadata or {}, half=half))
 
@@ -111,7 +113,7 @@ def pack(
     The file holds the plain model: names, shapes and values as after removing the quantisers, so that ``unpack`` needs
     only a fresh instance of the original, or not even that if the file holds the ``graph``. Codes are range coded with
     the frequencies of channels of their kind, which takes a few percent less than whole bits. ``FORMAT.md`` beside this
-    module describes every byte.
+    module describes every byte. Dead channels that can go are left out, whether they were removed or not.
 
     Args: path - replaced atomically. fold_norms - a batch norm that directly follows a quantised layer (and nothing
         else reads that layer) is taken into its scales as evaluation computes it; the unpacked model then computes the
@@ -124,6 +126,7 @@ def pack(
         more in it than operations of torch. ExportError - torch cannot follow the model for its graph. OSError.
     Cost: about a second per ten million weights on one core.
     """
+    model = without_ghosts(model)
     contents = _contents(model, fold_norms=fold_norms, graph=graph)
     packed = packed_file.write(contents, metadata or {}, half=half)
     with atomic_write(path) as file:

@@ -18,9 +18,10 @@ from scrimp._core.stand_ins import is_gone
 from scrimp._core.structure import Copy, Slices, StructureChange, apply_structure_change, planned_change
 from scrimp._core.structure_plan import named_tensors
 from scrimp.bits.channels.graph import Barrier, ChannelGraph
-from scrimp.bits.channels.watch import channel_graph, example_of, plain_outputs
+from scrimp.bits.channels.watch import channel_graph, example_of, plain_outputs, share_example_
 from scrimp.bits.channels.wire import shrink_wiring_
 from scrimp.bits.copies import settle_dead_in_copies_
+from scrimp.bits.layers import unique_layers
 from scrimp.bits.live_graphs import refuse_live_graphs
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
 
@@ -37,7 +38,8 @@ class RemovalReport:
     before and after, for layers that shrank. ``deleted``: layers and norms of dead branches, in whose place a constant
     stands from then on. ``scattered``: modules behind which zeros are put back. ``waiting``: by layer, dead channels
     that stay; ``waiting_for_constant``: those of them that only stay because they leave a constant other than zero
-    behind. ``barriers``: what keeps channels from ever going. ``change``: the slices.
+    behind. ``ghosts``: by layer, dead channels that could go and fill widths up to a multiple; they are not among the
+    waiting. ``barriers``: what keeps channels from ever going. ``change``: the slices.
     """
 
     num_channels: int
@@ -48,6 +50,7 @@ class RemovalReport:
     scattered: tuple[str, ...]
     waiting: Mapping[str, int]
     waiting_for_constant: Mapping[str, int]
+    ghosts: Mapping[str, int]
     barriers: tuple[Barrier, ...]
     change: StructureChange
 
@@ -96,10 +99,11 @@ def remove_dead_channels_(
         output channel; one that is named must be silent already, since outputs have to stay. keep - layers whose
         outputs all stay. residual - ``"branch"``: a layer whose output is only added to something loses its dead
         channels even if what it is added to lives; zeros are put back behind it, which costs a copy of its output.
-        multiple_of - widths stay multiples of this: some dead channels stay, as zeros, for kernels
-        that like round widths. fold_constants - also take out channels that are a constant other than zero for a linear
-        layer or an unpadded convolution with a bias, and add it to that bias: the output is the same, what is learned
-        later is not, so do it at the end, without copies. dry_run - change nothing, only report.
+        multiple_of - widths stay multiples of this (8 is what tensor cores like): some dead channels stay as ghosts,
+        which ``size_report``, ``pack`` and ``export`` leave out. fold_constants - also take out channels that are a
+        constant other than zero for a linear layer or an unpadded convolution with a bias, and add it to that bias: the
+        output is the same, what is learned later is not, so do it at the end, without copies. dry_run - change nothing,
+        only report.
     Raises: StructureError - the model cannot be followed (see ``channel_graph``) or copied, the optimizer's state or a
         copy cannot be sliced, a loss waits for its backward pass, a gradient is sparse, or the smaller model gives
         other outputs. ConfigError - no example, unknown names, ranks that differ. Model, optimizer and copies are then
@@ -118,7 +122,8 @@ def remove_dead_channels_(
         graph = channel_graph(model, example_inputs, masks, branches=residual == "branch")
         removed = graph.removable(fold=fold_constants, multiple_of=multiple_of, keep=keep)
         change = _change(model, graph, removed, keep)
-        report = _report(model, graph, removed, change)
+        could_go = removed if multiple_of == 1 else graph.removable(fold=fold_constants, keep=keep)
+        report = _report(model, graph, removed, could_go, change)
     ranks.assert_same_on_all_ranks(change.digest(), "what remove_dead_channels_ would remove")
     if dry_run:
         return report
@@ -154,12 +159,7 @@ def _remove(
                 "remove_dead_channels_: fold_constants adds constants of the model to its biases, which are not those "
                 "of its copies; fold after training, without also="
             )
-        names = {module: name for name, module in model.named_modules()}
-        sizes = {
-            (names[module], name): size
-            for (module, name), size in graph.sizes(removed).items()
-            if not is_gone(f"{names[module]}.{name}", change.modules)
-        }
+        sizes = _sizes(model, graph, removed, change)
         _try_on_a_copy(model, change, shifts, sizes, _running_means(graph, removed, change))
         with _without_gradients(model):
             planned_change(change, model=model, optimizer=optimizer, copies=copies)
@@ -168,6 +168,36 @@ def _remove(
     for module in (model, *(one for one in copies if isinstance(one, nn.Module))):
         _set_sizes(module, sizes)
     shrink_wiring_(model, graph, removed)
+
+
+def without_ghosts(model: nn.Module) -> nn.Module:
+    """``model``, or a copy of it without the dead channels that evaluation can do without. No collective.
+
+    Cost: without dead channels a look at the bits; with them a forward pass of the example with bookkeeping, and when
+    something goes three copies of the model.
+    """
+    if not any(bool(layer.dead.any()) for layer in unique_layers(model)):
+        return model
+    smaller = copy.deepcopy(model).eval()  # where running statistics decide what a dead channel comes to
+    if not share_example_(model, smaller):
+        return model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)
+            graph = channel_graph(smaller)
+        removed = graph.removable()
+        change = _change(smaller, graph, removed, ())
+        if change.is_empty:
+            return model
+        sizes = _sizes(smaller, graph, removed, change)
+        _try_on_a_copy(smaller, change, {}, sizes, {})
+        with _without_gradients(smaller):
+            apply_structure_change(change, model=smaller)
+    except StructureError:  # it cannot be followed, so nothing has been or will be removed from it
+        return model
+    _set_sizes(smaller, sizes)
+    shrink_wiring_(smaller, graph, removed)
+    return smaller
 
 
 def _change(
@@ -187,7 +217,9 @@ def _change(
     return StructureChange(kept, specs)
 
 
-def _report(model: nn.Module, graph: ChannelGraph, removed: Tensor, change: StructureChange) -> RemovalReport:
+def _report(
+    model: nn.Module, graph: ChannelGraph, removed: Tensor, could_go: Tensor, change: StructureChange
+) -> RemovalReport:
     outputs = graph.outputs()
     constant_in_place = {name for name, spec in change.modules.items() if spec["kind"] == "constant"}
     widths = {
@@ -195,10 +227,12 @@ def _report(model: nn.Module, graph: ChannelGraph, removed: Tensor, change: Stru
         for name, own in outputs.items()
     }
     would_go = graph.silent_but_for_constants() & ~removed
-    waiting, constant = {}, {}
+    waiting, constant, ghosts = {}, {}, {}
     for name in outputs.keys() - constant_in_place:
         own = outputs[name]
-        dead = graph.dead_outputs(name) & ~removed[own]
+        dead = graph.dead_outputs(name) & ~could_go[own]
+        if bool((could_go & ~removed)[own].any()):
+            ghosts[name] = int((could_go & ~removed)[own].sum())
         if bool(dead.any()):
             waiting[name] = int(dead.sum())
         if bool((dead & would_go[own]).any()):
@@ -219,6 +253,7 @@ def _report(model: nn.Module, graph: ChannelGraph, removed: Tensor, change: Stru
         scattered=tuple(sorted(change.modules.keys() - constant_in_place)),
         waiting={name: waiting[name] for name in outputs if name in waiting},
         waiting_for_constant={name: constant[name] for name in outputs if name in constant},
+        ghosts={name: ghosts[name] for name in outputs if name in ghosts},
         barriers=graph.barriers(),
         change=change,
     )
@@ -249,6 +284,15 @@ def _running_means(graph: ChannelGraph, removed: Tensor, change: StructureChange
         goes = removed[graph.classes[one.labels]] | change.is_gone(name)
         means[name] = torch.where(goes, one.constants, torch.nan)
     return means
+
+
+def _sizes(
+    model: nn.Module, graph: ChannelGraph, removed: Tensor, change: StructureChange
+) -> dict[tuple[str, str], int]:
+    """What the attributes of modules that are left become, by module and name."""
+    names = {module: name for name, module in model.named_modules()}
+    found = {(names[module], name): size for (module, name), size in graph.sizes(removed).items()}
+    return {key: size for key, size in found.items() if not change.is_gone(".".join(key))}
 
 
 def _set_sizes(model: nn.Module, sizes: Mapping[tuple[str, str], int]) -> None:

@@ -42,6 +42,13 @@ def remember_example_(model: nn.Module, example_inputs: Any, pointwise: Iterable
     _EXAMPLES[model] = _Example(*_arguments(example_inputs), frozenset(pointwise))
 
 
+def share_example_(model: nn.Module, other: nn.Module) -> bool:
+    """Let ``other``, a copy, have the example that is remembered for ``model``; whether there is one."""
+    if model in _EXAMPLES:
+        _EXAMPLES[other] = _EXAMPLES[model]
+    return model in _EXAMPLES
+
+
 def channel_graph(
     model: nn.Module,
     example_inputs: Any = None,
