@@ -1,10 +1,12 @@
 """Size against accuracy: a recipe trained plainly and with ``--compress`` at several gammas, over seeds.
 
 Each run is a run directory like any other; finished ones are read and unfinished ones go on, so the script can be
-stopped and started again. The sizes are those of the files; the plain run is the recipe with the same epochs.
+stopped and started again; the result is written after every point. The sizes are those of the files; the plain run is
+the recipe with the same epochs.
 
     python benchmarks/bits_curve.py --recipe fashion-mnist --data path/to/fashion-mnist --seeds 3
-    python benchmarks/bits_curve.py --recipe cifar10-small --data path/to/cifar10 --set num_epochs=40 lookahead=false
+    python benchmarks/bits_curve.py --recipe cifar10-page --rung 3 --data path/to/cifar10 --seeds 1 \
+        --set 'model_args={"width": 16}' num_epochs=8 batch_size=256 learning_rate=0.3
 """
 
 import argparse
@@ -49,33 +51,35 @@ def point(summaries: list[Summary]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy and bytes of a recipe over gamma.")
     parser.add_argument("--recipe", default="fashion-mnist")
+    parser.add_argument("--rung", type=int, help="of the ladder of cifar10-page")
+    parser.add_argument("--name", help="of the folder of the runs and of the result; default: the recipe's")
     parser.add_argument("--data", help="where its data is, if not where the recipe says")
     parser.add_argument("--gammas", type=float, nargs="+", default=list(GAMMAS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings of the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs/bits_curve"), help="folder of the run directories")
-    parser.add_argument("--out", type=Path, help="default: results/bits_curve_RECIPE.json")
+    parser.add_argument("--out", type=Path, help="default: results/bits_curve_NAME.json")
     options = parser.parse_args()
     changes = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
     if options.data:
         changes["data"] = options.data
-    config = with_savings(find_recipe(options.recipe), ()).replace(**changes)
+    config = with_savings(find_recipe(options.recipe, options.rung), ()).replace(**changes)
+    name = options.name or options.recipe
+    out_file = options.out or RESULTS / f"bits_curve_{name}.json"
     points = []
     for gamma in (None, *options.gammas):
         more = {} if gamma is None else {"compress": True, "gamma": gamma}
         summaries = []
         for seed in range(options.seeds):
-            out = options.runs / options.recipe / ("plain" if gamma is None else f"gamma-{gamma:g}") / f"seed-{seed}"
+            out = options.runs / name / ("plain" if gamma is None else f"gamma-{gamma:g}") / f"seed-{seed}"
             out.parent.mkdir(parents=True, exist_ok=True)
             summaries.append(finish(config.replace(seed=seed, **more), out))
         points.append({"gamma": gamma, **point(summaries)})
         size = points[-1].get("packed_bytes", {"median": points[-1]["float32_bytes"]})["median"]
         quality = points[-1].get("test_accuracy", points[-1]["test_loss_nats"])["median"]
         print(f"gamma {gamma}: {size:,.0f} bytes, {quality:.4f}", flush=True)
-    out = options.out or RESULTS / f"bits_curve_{options.recipe}.json"
-    write_result(
-        out, {**facts(threads=config.threads), "recipe": options.recipe, "settings": changes, "points": points}
-    )
+        result = {"recipe": options.recipe, "rung": options.rung, "settings": changes, "points": points}
+        write_result(out_file, {**facts(threads=config.threads), **result})
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ NAMES = {
         "steps", "unpack",
     ],
     "scrimp.bits": [
-        "Barrier", "BitsExponent", "ChannelGraph", "Compression", "Constant", "ExportReport", "LayerFacts",
+        "Barrier", "BitsExponent", "BitsRange", "ChannelGraph", "Compression", "Constant", "ExportReport", "LayerFacts",
         "LayerSize", "LayerSummary", "Objective", "PackedInfo", "PackedLayerInfo", "QuantizedLayer",
         "Quantizer", "RemovalReport", "SizeReport", "StepRange", "TargetSize", "Wiring", "channel_graph",
-        "channel_summary", "export", "finalize_", "freeze_bits_", "inspect_packed", "pack",
+        "channel_summary", "export", "finalize_", "fit_size_", "freeze_bits_", "inspect_packed", "pack",
         "packed_bytes_estimate", "param_groups", "plain_copy", "quantize", "quantized_layers", "read_metadata",
         "read_packed", "remove_dead_channels_", "rule", "same_structure_on_all_ranks", "self_compress_",
         "set_wiring_", "size_penalty", "size_report", "unpack",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import scrimp
-from scrimp.bits import BitsExponent, StepRange, quantized_layers, self_compress_
+from scrimp.bits import BitsExponent, BitsRange, StepRange, quantized_layers, self_compress_
 from scrimp.bits.compress import starting_values
 from scrimp.errors import ConfigError, NoEffectWarning
 
@@ -56,7 +56,7 @@ def test_names_and_facts():
     assert [dict(model.named_parameters())[name].shape for name in layers["3"].parameter_names] == [(6,), (6,)]
 
 
-@pytest.mark.parametrize("quantizer", [BitsExponent, StepRange])
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])
 @pytest.mark.parametrize("bits", [2.0, 4.0, 8.0])
 def test_the_start_clips_nothing_and_is_near(quantizer, bits):
     model, before = net(), net()
@@ -168,7 +168,7 @@ def test_embeddings_on_demand():
         (lambda: nn.Linear(3, 4), draw(0, 2, 7, 3)),
     ],
 )
-@pytest.mark.parametrize("quantizer", [BitsExponent, StepRange])
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])
 def test_every_kind_of_layer_has_one_depth_per_output_channel(make, example, quantizer):
     """A channel of zero bits gives its bias, and nothing else changes."""
     layer = filled(make())
@@ -193,9 +193,9 @@ def test_a_transposed_convolution_with_groups_is_left_alone():
     assert report.left_alone == {"0": "a transposed convolution with groups"}
 
 
-def test_step_range_is_bits_exponent_in_other_coordinates():
+def test_the_kinds_are_one_function_in_other_coordinates():
     grads = []
-    for quantizer in (BitsExponent, StepRange):
+    for quantizer in (BitsExponent, StepRange, BitsRange):
         model = net()
         self_compress_(model, IMAGES, bits=3.0, quantizer=quantizer)
         one = quantized_layers(model)["0"].quantizer
@@ -207,9 +207,49 @@ def test_step_range_is_bits_exponent_in_other_coordinates():
     torch.testing.assert_close(
         grads[1]["log_step"], grads[0]["exponent"] - grads[0]["depth"], rtol=1e-4, atol=1e-3
     )  # fmt: skip
+    torch.testing.assert_close(grads[2]["log_span"], grads[0]["exponent"], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(grads[2]["depth"], grads[0]["depth"] - grads[0]["exponent"], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("quantizer", [BitsExponent, StepRange])
+def test_fewer_bits_leave_the_range_as_it_was():
+    """With the paper's parameters half of the range goes with each bit, and what lies beyond stops learning."""
+    reached = {}
+    for quantizer in (BitsRange, BitsExponent):
+        model = net()
+        self_compress_(model, IMAGES, quantizer=quantizer)
+        layer = quantized_layers(model)["0"]
+        with torch.no_grad():
+            layer.quantizer.depth.sub_(4.0)
+        layer.quantized_weight().sum().backward()
+        passes = layer.raw_weight.grad != 0
+        reached[quantizer] = (
+            layer.quantized_weight().abs().amax() / layer.raw_weight.abs().amax(),
+            passes.float().mean(),
+        )
+    assert reached[BitsRange][0] > 0.85
+    assert reached[BitsRange][1] > 0.85
+    assert reached[BitsExponent][0] < 0.1
+    assert reached[BitsExponent][1] < 0.15
+
+
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])
+def test_what_is_set_is_learned_to_the_last_digit_of_the_exponent(quantizer):
+    """Scales stay what they were when bits settle."""
+    model = net()
+    self_compress_(model, IMAGES, quantizer=quantizer)
+    one = quantized_layers(model)["3"].quantizer
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        bits = 10 * torch.rand(6, generator=draws)
+        bits[3] = 0.0
+        exponent = -bits - 4 * torch.rand(6, generator=draws)
+        one.set_(bits, exponent)
+        assert torch.equal(one.learned()[1], exponent)
+        torch.testing.assert_close(one.bits(), bits, rtol=0, atol=2e-6)
+        assert torch.equal(one.dead(), bits == 0)
+
+
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])
 def test_integer_exponents_are_powers_of_two(quantizer):
     model = net()
     self_compress_(model, IMAGES, integer_exponent=True, quantizer=quantizer)

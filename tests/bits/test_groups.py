@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import scrimp
-from scrimp.bits import BitsExponent, StepRange, param_groups, quantized_layers, rule, self_compress_
+from scrimp.bits import BitsExponent, BitsRange, StepRange, param_groups, quantized_layers, rule, self_compress_
 from scrimp.errors import ConfigError
 
 GAMMAS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -30,7 +30,7 @@ def compressed(**options):
     return model
 
 
-def fall(name, gamma, num_steps=5, quantizer=BitsExponent):
+def fall(name, gamma, num_steps=5, quantizer=BitsRange):
     """Bits lost per step by each layer, without any task."""
     kind, options = OPTIMIZERS[name]
     model = compressed(quantizer=quantizer).double()  # float32 cannot count steps of 1e-6 from 8
@@ -42,7 +42,7 @@ def fall(name, gamma, num_steps=5, quantizer=BitsExponent):
     return torch.stack([8 - layer.bits.double().mean() for layer in quantized_layers(model).values()]) / num_steps
 
 
-@pytest.mark.parametrize("quantizer", [BitsExponent, StepRange])
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_bits_fall_in_proportion_to_gamma_over_four_decades(name, quantizer):
     """Without it, Adam lets them fall at one speed whatever gamma is (next test)."""
@@ -113,8 +113,9 @@ def test_the_rule_goes_before_others_in_anybodys_list():
     groups = scrimp.param_groups(model, lr=0.1, rules=[rule(rate=0.2), scrimp.no_decay_rule()])
     depths = [group for group in groups if any("depth" in name for name in group["param_names"])]
     assert {group["lr"] for group in depths} == {0.2}
-    exponents = [group for group in groups if any("exponent" in name for name in group["param_names"])]
-    assert [group["lr"] for group in exponents] == pytest.approx([0.02] * len(exponents))
+    ranges = [group for group in groups if any("log_span" in name for name in group["param_names"])]
+    assert ranges
+    assert [group["lr"] for group in ranges] == pytest.approx([0.02] * len(ranges))
 
 
 def test_nesterov_and_other_momenta_stay_out_of_bits():

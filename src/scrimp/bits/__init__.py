@@ -6,6 +6,7 @@ from scrimp.bits.channels.watch import channel_graph
 from scrimp.bits.compress import Compression, self_compress_
 from scrimp.bits.copies import same_structure_on_all_ranks
 from scrimp.bits.export import ExportReport, export
+from scrimp.bits.fit_size import fit_size_
 from scrimp.bits.groups import param_groups, rule
 from scrimp.bits.layers import QuantizedLayer, quantized_layers
 from scrimp.bits.pack import (
@@ -24,7 +25,7 @@ from scrimp.bits.pack import (
 from scrimp.bits.penalty import size_penalty
 from scrimp.bits.plain import finalize_, freeze_bits_, plain_copy
 from scrimp.bits.quantize import quantize
-from scrimp.bits.quantizer import BitsExponent, LayerFacts, Quantizer, StepRange
+from scrimp.bits.quantizer import BitsExponent, BitsRange, LayerFacts, Quantizer, StepRange
 from scrimp.bits.removal import RemovalReport, remove_dead_channels_
 from scrimp.bits.size_plan import Objective
 from scrimp.bits.target import TargetSize
@@ -33,6 +34,7 @@ from scrimp.bits.wiring import Constant, Wiring, set_wiring_
 __all__ = [
     "Barrier",
     "BitsExponent",
+    "BitsRange",
     "ChannelGraph",
     "Compression",
     "Constant",
@@ -54,6 +56,7 @@ __all__ = [
     "channel_summary",
     "export",
     "finalize_",
+    "fit_size_",
     "freeze_bits_",
     "inspect_packed",
     "pack",

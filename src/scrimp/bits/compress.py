@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from scrimp.bits.channels.wire import graph_wiring
 from scrimp.bits.choose import Protect, channel_dim_of, choose_layers, weight_of
 from scrimp.bits.example import ExampleInputs, call_with, evaluating, num_samples_of
-from scrimp.bits.quantizer import BitsExponent, LayerFacts, Quantizer
+from scrimp.bits.quantizer import BitsRange, LayerFacts, Quantizer
 from scrimp.bits.size_plan import note_slopes_
 from scrimp.bits.wiring import set_wiring_
 from scrimp.errors import ConfigError, NoEffectWarning
@@ -37,7 +37,7 @@ def self_compress_(
     example_inputs: ExampleInputs,
     *,
     bits: float = 8.0,
-    quantizer: type[Quantizer] = BitsExponent,
+    quantizer: type[Quantizer] = BitsRange,
     integer_exponent: bool = False,
     protect: Protect = (),
     embeddings: bool = False,
@@ -58,15 +58,15 @@ def self_compress_(
     Args: model - changed in place. example_inputs - what the model is called with: a tensor, a tuple of positional or a
         mapping of keyword arguments; one forward pass in evaluation mode shows which layers are called, in which order
         and how often. bits - that every channel starts with; the exponent is such that its largest weight just fits.
-        quantizer - ``BitsExponent`` (the paper's parameters) or ``StepRange``. integer_exponent - scales are powers of
-        two, for hardware that only shifts. protect - names of layers, also of modules that contain them, or a function
-        of name and module. embeddings - take tables in, too. least_output_bits - the last layer keeps at least these,
-        because a class whose weights vanish cannot be recognised.
+        quantizer - ``BitsRange``, ``BitsExponent`` (the paper's parameters) or ``StepRange``. integer_exponent -
+        scales are powers of two, for hardware that only shifts. protect - names of layers, also of modules that
+        contain them, or a function of name and module. embeddings - take tables in, too. least_output_bits - the last
+        layer keeps at least these, because a class whose weights vanish cannot be recognised.
     Raises: ConfigError - impossible values; a layer that is lazy, sparse, or parametrised already (weight norm); a name
         in ``protect`` that fits nothing; inputs that the model does not take. The model is then as before.
     Warns: NoEffectWarning - nothing to quantise.
-    Source: Csefalvay and Imber, "Self-Compressing Neural Networks", arXiv 2301.13142; there all channels start at an
-        exponent of -8, whatever their weights are.
+    Source: Csefalvay and Imber, "Self-Compressing Neural Networks", arXiv 2301.13142; there depths leave the exponent
+        alone, and all channels start at an exponent of -8, whatever their weights are.
     """
     if not 1 <= bits <= 16:
         raise ConfigError(f"self_compress_: bits is {bits}; channels start with 1 to 16 bits")

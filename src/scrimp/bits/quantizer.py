@@ -34,7 +34,9 @@ class LayerFacts:
 
 
 class Quantizer(nn.Module, abc.ABC):
-    """Quantises a weight as ``torch.nn.utils.parametrize`` asks for; ``BitsExponent`` and ``StepRange`` are the kinds.
+    """Quantises a weight as ``torch.nn.utils.parametrize`` asks for.
+
+    The kinds are ``BitsRange``, ``BitsExponent`` and ``StepRange``.
 
     Its parameters have one value for each output channel, the slices of dimension ``channel_dim`` of the weight.
     ``least_bits`` above zero keeps the channels of a layer (a model's output) from vanishing.
@@ -130,6 +132,36 @@ class BitsExponent(Quantizer):
         """Set the parameters."""
         self.depth.copy_(bits)
         self.exponent.copy_(exponent)
+
+
+class BitsRange(Quantizer):
+    """Bit depth ``depth`` and the logarithm (base 2) of the span from least to greatest code, ``log_span``.
+
+    The exponent follows, ``log_span - depth``: fewer bits are coarser codes. With the paper's parameters a channel that
+    loses a bit loses half of its range, and the weights beyond it are clipped and stop learning until the exponent has
+    caught up, which takes longer than bits take to fall. Here weights stay within the range, and what a bit is worth
+    to the task shows in the rounding error at once. ``docs/bits.md`` has both beside each other.
+    """
+
+    def start(self, bits: Tensor, exponent: Tensor) -> None:
+        """Make the parameters."""
+        self.depth, self.log_span = nn.Parameter(bits), nn.Parameter(bits + exponent)
+
+    def rate_scale(self, name: str) -> float | None:
+        """All of it for the depth."""
+        return 1.0 if name == "depth" else None
+
+    def learned(self) -> tuple[Tensor, Tensor]:
+        """The span is 2^bits steps, where bits count from the least that the layer keeps to 16."""
+        return self.depth, self.log_span - self.depth.clamp(self.least_bits, MOST_BITS)
+
+    @torch.no_grad()
+    def set_(self, bits: Tensor, exponent: Tensor) -> None:
+        """Set the parameters; a span below 1 gives the exponent back to the last digit, the bits almost."""
+        counted = bits.clamp(self.least_bits, MOST_BITS)
+        self.log_span.copy_(counted + exponent)
+        near = self.log_span - exponent
+        self.depth.copy_(torch.where((bits == counted) & ((near > 0) == (bits > 0)), near, bits))
 
 
 class StepRange(Quantizer):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from statistics import mean
 
+from scrimp.report.architecture import architecture_of
 from scrimp.report.comparison import (
     CHECKPOINTS,
     LOSS,
@@ -22,7 +23,6 @@ from scrimp.report.comparison import (
 from scrimp.report.comparison_table import CellText, comparison_table, footnote, legend, ratio_text
 from scrimp.report.facts import Fact
 from scrimp.report.figures import Figure, Line, line_chart
-from scrimp.report.network_change import network_change
 from scrimp.report.page import PAGE_NAME, fill_page
 from scrimp.report.record import Point, RunRecord
 from scrimp.report.scatter import Points, scatter_chart
@@ -196,7 +196,7 @@ def _network(comparison: Comparison) -> Section | None:
     for variant in comparison.finished():
         if variant.name in (_ALL, "bits"):
             seed = min(variant.summaries())
-            figure = network_change(variant.records[seed], f"{variant.name}, seed {seed}")
+            figure = architecture_of(variant.records[seed], f"{variant.name}, seed {seed}")
             figures += [] if figure is None else [figure]
     return Section("The network, before and after", figures=tuple(figures)) if figures else None
 

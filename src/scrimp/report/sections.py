@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scrimp.report.compression import compression
 from scrimp.report.figures import Figure, Line, bar_chart, line_chart, stacked_bar
 from scrimp.report.network import norm_scales, profile, whitening
-from scrimp.report.network_change import network_change
 from scrimp.report.record import Point, RunRecord
 from scrimp.report.section import Section, Table
 from scrimp.report.thumbnails import visit_figures
@@ -239,37 +239,6 @@ def _whole_store(record: RunRecord) -> tuple[Table, ...]:
     if summary.checkpoint_bytes_per_weight is not None:
         rows.append(("raw bytes for each weight of the model", f"{summary.checkpoint_bytes_per_weight:.2f}"))
     return (Table(("at the end", ""), tuple(rows)),)
-
-
-def compression(record: RunRecord) -> Section | None:
-    """The size of the model over training, and what is left of each layer."""
-    sizes = record.series("step", "packed_bytes")
-    if not sizes:
-        return None
-    factor, unit = byte_unit(max(point.value for point in sizes))
-    kept = record.series("step", "weights_kept_fraction")
-    figures = (
-        network_change(record),
-        _over_epochs([_line("packed", sizes, factor=1 / factor)], title="Size of the model", unit=unit, log_y=True),
-        _over_epochs([_line("weights", kept, factor=100)], title="Weights left", unit="%", from_zero=True),
-    )
-    tables: tuple[Table, ...] = ()
-    ended = record.events("compression")
-    if ended:
-        rows = [
-            (str(name), f"{was:,}", f"{left:,}", f"{100 * weights / max(1, before):.1f}%", f"{bits / weights:.2f}")
-            for name, was, left, before, weights, bits in ended[-1]["layers"]
-        ]
-        header = ("layer", "channels before", "after", "weights left", "bits per weight")
-        parts = [(name, format_bytes(ended[-1][f"{name}_bytes"])) for name in ("code", "scale", "tensor", "header")]
-        parts.append(("in all", format_bytes(ended[-1]["packed_bytes"])))
-        tables = (Table(header, tuple(rows)), Table(("part of the packed file", ""), tuple(parts)))
-    return Section(
-        "Compression",
-        note="Sizes are those of a packed file with all that it takes: codes, scales, biases, norms and names.",
-        figures=tuple(figure for figure in figures if figure is not None),
-        tables=tables,
-    )
 
 
 def sample_text(record: RunRecord) -> Section | None:

@@ -64,6 +64,12 @@ class WeightAverage:
         self._swapped = False
         if not any(True for _ in self._model.parameters()):
             raise ConfigError(f"WeightAverage: {type(self._model).__name__} has no parameters to average")
+        self._average: dict[str, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again at the model's present weights, with its present names and shapes; steps are counted on."""
+        self._refuse_while_swapped("restart()")
         copies: dict[int, Tensor] = {}
         tensors = dict(plain_names(named_tensors(self._model).items()))
         self._average = {name: copies.setdefault(id(t), _copy(t)) for name, t in tensors.items()}

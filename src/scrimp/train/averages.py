@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
+from scrimp import bits
 from scrimp.errors import ConfigError
 from scrimp.steps import WeightAverage
 from scrimp.train.config import TrainConfig
@@ -17,7 +19,7 @@ _DECAY = 0.95  # of Lookahead, per step at the end; it rises with the cube of th
 def with_average(
     config: TrainConfig, seams: Seams, model: nn.Module, num_steps: int
 ) -> tuple[Seams, WeightAverage | None]:
-    """``seams`` that also keep the average that ``config`` asks for, and the average that evaluation has to look at.
+    """``seams`` that also keep the average that ``config`` asks for, and that average.
 
     With ``lookahead`` training goes on from the average every five steps and ends on it; with ``ema`` the average is
     judged, and is the model at the end. Raises: ConfigError - both are asked for, or a sampler decides how many steps
@@ -40,10 +42,25 @@ def with_average(
     average = WeightAverage(model, decay=decay, every=_EVERY, copy_back=config.lookahead)
 
     def after_step(step: int) -> None:
+        if config.compress:
+            copy_bits_(model, average)
         average.update()
         if step == num_steps:
             average.copy_to_model()
 
     state = {**seams.state, flag.strip("-"): average}
     added = dataclasses.replace(seams, after_step=(*seams.after_step, after_step), state=state)
-    return added, None if config.lookahead else average
+    return added, average
+
+
+@torch.no_grad()
+def copy_bits_(model: nn.Module, average: WeightAverage) -> None:
+    """Give the average the bits and exponents of the model, so that they are never averaged.
+
+    They decide which channels there are and how large the model is: what is judged and kept has to have those that
+    removal and the target size go by.
+    """
+    averages, tensors = average.named_tensors(), dict(model.named_parameters())
+    for layer in bits.quantized_layers(model).values():
+        for name in layer.parameter_names:
+            averages[name].copy_(tensors[name])

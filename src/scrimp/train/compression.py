@@ -1,8 +1,9 @@
 """Self-compression as the settings of a run ask for it."""
 
 import dataclasses
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,18 +11,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scrimp import bits
-from scrimp._core.ranks import world_size
 from scrimp._core.rng import generator
 from scrimp._core.structure import Structure, StructureChange, apply_structure_, read_structure
 from scrimp.bits.channels.wire import graph_wiring
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
+from scrimp.steps import WeightAverage
 from scrimp.train.config import TrainConfig
 from scrimp.train.job import Seams
 from scrimp.train.models import ModelFacts
+from scrimp.train.parallel import from_all_ranks
 
 _SETTLED_FROM = 0.9  # of training; bits are frozen from here on, and the weights settle around them
 _NUM_REMOVALS = 40
 _NUM_MEASUREMENTS = 100
+_QUANTIZERS: dict[str, type[Any]] = {
+    "bits-range": bits.BitsRange, "bits-exponent": bits.BitsExponent, "step-range": bits.StepRange,
+}  # fmt: skip
 
 
 class Compressor:
@@ -31,11 +36,17 @@ class Compressor:
         self.model, self.metadata = model, metadata
         self.example = _example(facts).to(next(model.parameters()).device)
         self.plain_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.compression = bits.self_compress_(model, self.example)
-        self.channels_before = {name: len(layer.bits) for name, layer in bits.quantized_layers(model).items()}
+        self.compression = bits.self_compress_(model, self.example, quantizer=_QUANTIZERS[config.quantizer])
+        layers = bits.quantized_layers(model)
+        self.layers_before = {
+            name: (len(layers[name].bits), layers[name].raw_weight.numel()) for name in self.compression.layers
+        }
+        self.edges = _edges(layers, self.compression.layers)
         self.target = None if config.target_bytes is None else bits.TargetSize(config.target_bytes, gamma=config.gamma)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.average: WeightAverage | None = None
         self.waiting = 0
+        self._has_changed = False
         self._removed: StructureChange | None = None
         self._fixed_gamma = config.gamma
         self._progress = 0.0
@@ -56,6 +67,7 @@ class Compressor:
         """Take note of the progress; freeze the bits when it is time."""
         if progress >= _SETTLED_FROM > self._progress:
             bits.freeze_bits_(self.model)
+            self._has_changed = True
         self._progress = progress
 
     def penalty(self, model: nn.Module) -> Float[Tensor, ""]:
@@ -66,7 +78,10 @@ class Compressor:
         """Now and then: steer gamma, take dead channels out."""
         if self.target is not None and self._progress - self._measured_at >= 1 / _NUM_MEASUREMENTS:
             self._measured_at = self._progress
-            self.target.update(self._progress, self._packed_bytes())
+            if self._progress < _SETTLED_FROM:
+                self.target.update(self._progress, from_all_ranks(self._packed_bytes())[0])
+            else:
+                self._fit_size()
         if self._progress - self._removed_at >= 1 / _NUM_REMOVALS:
             self._removed_at = self._progress
             self._remove()
@@ -75,6 +90,15 @@ class Compressor:
         """Settle the bits and take out what is still there of dead channels."""
         bits.finalize_(self.model)
         self._remove(fold_constants=True)
+        if self.target is not None:
+            self._fit_size()
+            bits.finalize_(self.model)
+        if self.average is not None:  # the model is the average by now
+            self.average.restart()
+
+    def _fit_size(self) -> None:
+        assert self.target is not None
+        bits.fit_size_(self.model, self.target.target_bytes, metadata=self.metadata)
 
     def _packed_bytes(self) -> int:
         return bits.packed_bytes_estimate(self.model, metadata=self.metadata)
@@ -83,11 +107,19 @@ class Compressor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # what keeps channels is told on the page
             report = bits.remove_dead_channels_(
-                self.model, self.optimizer, fold_constants=fold_constants, dry_run=dry_run
-            )
+                self.model, self.optimizer, () if self.average is None or fold_constants else (self.average,),
+                fold_constants=fold_constants, dry_run=dry_run,
+            )  # fmt: skip
         self.waiting = sum(report.waiting.values())
         if not dry_run and not report.change.is_empty:
             self._removed = report.change if self._removed is None else self._removed.then(report.change)
+            self._has_changed = True
+            bits.same_structure_on_all_ranks(self.model)
+
+    def has_changed(self) -> bool:
+        """Whether parameters have other shapes, or bits are frozen, since this was last asked."""
+        changed, self._has_changed = self._has_changed, False
+        return changed
 
     def take_change(self) -> StructureChange | None:
         """What was removed since this was last asked; a checkpoint's difference is taken to what is left."""
@@ -116,6 +148,8 @@ class Compressor:
     def before_restore(self, state: Mapping[str, Any]) -> None:
         """Give the fresh model the structure that was saved."""
         apply_structure_(self.model, Structure.from_state(state["structure"]), self.optimizer)
+        if self.average is not None:
+            self.average.restart()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on; the model has been restored by now."""
@@ -138,25 +172,30 @@ def compressor_of(
     Raises: ConfigError - settings that contradict each other, or a model that cannot be compressed.
     """
     if not config.compress:
-        for name in ("gamma", "target_bytes"):
+        for name in ("gamma", "target_bytes", "quantizer"):
             if getattr(config, name) != getattr(TrainConfig(), name):
                 raise ConfigError(f"--{name.replace('_', '-')} is for --compress, which is not asked for")
         return None
-    if world_size() > 1:
-        raise ConfigError("--compress works on one process: removal would have to wrap the model anew on each")
     if config.graphs:
         raise ConfigError("--compress and --graphs do not go together: the captured steps would have the old widths")
-    if config.lookahead or config.ema is not None:
-        flag = "--lookahead" if config.lookahead else "--ema"
-        raise ConfigError(f"--compress and {flag} do not go together: an average would bring dead channels back")
+    if config.optimizer == "muon":
+        raise ConfigError(
+            "--compress and --optimizer muon do not go together: Muon gives filters a norm of its own at the first "
+            "step, which the learned scales were not made for; take sgd or adamw"
+        )
     return Compressor(config, model, facts, metadata)
 
 
-def with_compression(compressor: Compressor | None, seams: Seams, optimizer: torch.optim.Optimizer) -> Seams:
-    """``seams`` with what the compressor does."""
+def with_compression(
+    compressor: Compressor | None,
+    seams: Seams,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> Seams:
+    """``seams`` with what the compressor does; channels leave the optimizer's state and the average as well."""
     if compressor is None:
         return seams
-    compressor.optimizer = optimizer
+    compressor.optimizer, compressor.average = optimizer, average
     return dataclasses.replace(
         seams,
         penalty=compressor.penalty,
@@ -164,10 +203,23 @@ def with_compression(compressor: Compressor | None, seams: Seams, optimizer: tor
         after_step=(*seams.after_step, compressor.after_step),
         at_end=(*seams.at_end, compressor.at_end),
         log=(*seams.log, compressor.log),
+        has_changed=compressor.has_changed,
         take_change=compressor.take_change,
         before_restore={**seams.before_restore, "compression": compressor.before_restore},
         state={**seams.state, "compression": compressor},
     )
+
+
+def _edges(layers: Mapping[str, bits.QuantizedLayer], order: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of layers of which the second reads what the first gives, as it is or in a sum."""
+    found = []
+    for source, target in itertools.combinations(order, 2):
+        wiring = layers[source].quantizer.wiring
+        assert wiring is not None
+        given, read = (wiring.outputs[layers[source].quantizer.name], wiring.inputs[layers[target].quantizer.name])
+        if bool(torch.isin(given, read).any()):
+            found.append((source, target))
+    return found
 
 
 def _example(facts: ModelFacts) -> Tensor:

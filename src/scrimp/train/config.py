@@ -91,6 +91,11 @@ class TrainConfig:
         "bits",
         parse=parse_bytes,
     )
+    quantizer: Literal["bits-range", "bits-exponent", "step-range"] = _setting(
+        "bits-range",
+        "what a channel learns: bits and the range that they divide, bits and exponent (the paper), or step and range",
+        "bits",
+    )
 
     model: str = _setting(
         "small-cnn",

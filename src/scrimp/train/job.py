@@ -51,6 +51,8 @@ class Seams:
     - ``epoch_facts`` say what an epoch's line in the record holds beside times and visits: JSON values by key. They are
       asked for when the epoch ends, on the main rank.
     - ``before_restore`` is given, by the name in ``state``, what a checkpoint has there, before anything is restored.
+    - ``has_changed`` says, before each step, whether the model is another since it was last asked, so that it has to be
+      wrapped for DDP again.
     - ``take_change`` gives what was removed from the model since it was last asked, before a checkpoint is saved.
     - ``before_save`` is called on every rank before the main one saves a checkpoint, to tell it what only they know.
 
@@ -67,6 +69,7 @@ class Seams:
     log: tuple[Callable[[], Mapping[str, float]], ...] = ()
     epoch_facts: tuple[Callable[["Job"], Mapping[str, Any]], ...] = ()
     before_restore: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    has_changed: Callable[[], bool] = lambda: False
     take_change: Callable[[], StructureChange | None] = lambda: None
     before_save: tuple[Callable[[], None], ...] = ()
     state: Mapping[str, Stateful] = field(default_factory=dict)

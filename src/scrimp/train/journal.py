@@ -17,6 +17,7 @@ from scrimp.checkpoints import CheckpointInfo, CheckpointStore, SaveReport
 from scrimp.checkpoints.reports import by_role
 from scrimp.errors import ConfigError, CorruptCheckpointError, NonFiniteLossError
 from scrimp.report.record import RunStatus, RunWriter, read_run
+from scrimp.train.compression import Compressor
 from scrimp.train.evaluation import evaluate
 from scrimp.train.job import Job, Stateful
 from scrimp.train.metrics import RunningMetrics
@@ -105,17 +106,30 @@ class Journal:
         if self.record is not None:
             self.record.note(text, step=self.step, epoch=self.epoch, seconds=self.clock.train_seconds(), status=status)
 
-    def note_sizes(self, report: SizeReport) -> None:
+    def note_sizes(self, report: SizeReport, compressor: Compressor) -> None:
         """Write down what compression has left of each layer, and what the packed file consists of."""
+        left = {one.name: one for one in report.layers}
         layers = [
-            [one.name, one.original_channels, one.num_channels, one.original_weights, one.num_weights, one.code_bits]
-            for one in report.layers
+            [
+                name,
+                *before,
+                *((one.num_channels, one.num_weights, one.code_bits) if (one := left.get(name)) else (0,) * 3),
+            ]
+            for name, before in compressor.layers_before.items()
         ]
+        layers = [[name, was, now, had, has, bits] for name, was, had, now, has, bits in layers]
+        waiting = {one.name: one.zero_channels for one in report.layers if one.zero_channels}
         parts = {
             name: getattr(report, f"{name}_bytes")
             for name in ("packed", "code", "scale", "tensor", "header", "float32", "original")
         }
-        self.write("compression", layers=layers, **{f"{name}_bytes": size for name, size in parts.items()})
+        self.write(
+            "compression",
+            layers=layers,
+            waiting=waiting,
+            edges=compressor.edges,
+            **{f"{name}_bytes": size for name, size in parts.items()},
+        )
 
     def restore(self) -> None:
         """Take up the newest checkpoint: model, optimizer, order of samples, random state, counts, clock."""

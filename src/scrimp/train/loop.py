@@ -81,6 +81,9 @@ def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> 
             set_learning_rate(optimizer, learning_rate_factor(config, progress))
             for before_step in seams.before_step:
                 before_step(progress)
+            if seams.has_changed():
+                del wrapped  # first, since its hooks last as long as it does
+                wrapped = for_ranks(model, job.device)
 
             with clock("data"):
                 batch = job.in_size(next(batches), progress)

@@ -140,7 +140,7 @@ def _build_job(
     seams, average = with_average(config, seams, model, total_steps(config.num_epochs, len(loader)))
     optimizer = build_optimizer(config, model)
     freeze = None
-    seams = with_compression(compressor, seams, optimizer)
+    seams = with_compression(compressor, seams, optimizer, average)
     if whitening is not None and config.whiten_bias_epochs is not None:
         num_steps = round(config.whiten_bias_epochs * len(loader))
         bias = [parameter for name, parameter in whitening.named_parameters() if name == "bias"]
@@ -149,7 +149,8 @@ def _build_job(
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=optimizer, device=device, autocast=autocast, seams=seams,
-        average=average, compressor=compressor, shrink=shrink_of(config, dataset), whitening=whitening, freeze=freeze,
+        average=average if config.ema is not None else None, compressor=compressor, shrink=shrink_of(config, dataset),
+        whitening=whitening, freeze=freeze,
         data_checksum=dataset.checksum,
     )  # fmt: skip
 
@@ -214,7 +215,7 @@ def _train_in(
             model, packed = job.model, None
             if job.compressor is not None:
                 packed = bits.pack(model, run_dir / PACKED_NAME, metadata=job.compressor.metadata)
-                journal.note_sizes(packed)
+                journal.note_sizes(packed, job.compressor)
                 model = bits.plain_copy(model)
             write_model(model, dataset, run_dir / "model.safetensors", is_shrunk=packed is not None)
             summary = summarize(job, dataset, journal, packed)

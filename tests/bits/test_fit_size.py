@@ -1,0 +1,66 @@
+"""All bits moved together until a model has a size."""
+
+import pytest
+import torch
+from torch import nn
+
+import scrimp
+from scrimp.bits import BitsExponent, BitsRange, StepRange, fit_size_, packed_bytes_estimate, quantized_layers
+from scrimp.errors import ConfigError
+
+
+def net(quantizer=BitsRange):
+    draws = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64 * 16, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draws))
+    scrimp.self_compress_(model, torch.zeros(2, 3, 8, 8), quantizer=quantizer)
+    with torch.no_grad():
+        for layer in quantized_layers(model).values():
+            bits, exponent = (tensor.clone() for tensor in layer.quantizer.learned())
+            some = 1 + 6 * torch.rand(bits.shape, generator=draws)
+            some[3] = 0.0
+            layer.quantizer.set_(some, exponent + bits - some)
+    return model
+
+
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])
+@pytest.mark.parametrize("factor", [0.5, 0.8, 0.97, 1.02, 1.6])
+def test_the_file_has_the_size_within_half_a_percent(tmp_path, quantizer, factor):
+    model = net(quantizer)
+    dead = {name: layer.dead.clone() for name, layer in quantized_layers(model).items()}
+    reach = {name: layer.quantized_weight().detach().abs().amax() for name, layer in quantized_layers(model).items()}
+    target = round(factor * packed_bytes_estimate(model))
+    told = fit_size_(model, target)
+    assert told == packed_bytes_estimate(model) == pytest.approx(target, rel=0.005)
+    for name, layer in quantized_layers(model).items():
+        assert torch.equal(layer.dead, dead[name])
+        assert layer.quantized_weight().abs().amax() <= 1.7 * reach[name]
+    scrimp.bits.finalize_(model)
+    scrimp.remove_dead_channels_(model)
+    assert scrimp.pack(model, tmp_path / "m.scrimp").packed_bytes == pytest.approx(target, rel=0.02)
+
+
+def test_a_size_that_no_bits_give_is_neared_as_far_as_can_be():
+    model = net()
+    least = fit_size_(model, 10)
+    assert 10 < least < 10_000
+    assert quantized_layers(model)["6"].bits.amin() >= 2.0  # the output keeps what it has to keep
+    assert not quantized_layers(model)["3"].dead[:3].any()
+    assert fit_size_(model, 10**9) > 5 * least
+
+
+def test_a_model_of_the_size_stays_bit_by_bit():
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fit_size_(model, packed_bytes_estimate(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_impossible_values_are_refused():
+    with pytest.raises(ConfigError, match="target_bytes=0"):
+        fit_size_(net(), 0)
