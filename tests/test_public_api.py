@@ -72,7 +72,8 @@ TRAIN_FLAGS = [
     "--log-every", "--lookahead", "--lr", "--model", "--model-args", "--momentum", "--muon-learning-rate",
     "--muon-momentum", "--no-checkpoint-async", "--no-compress", "--no-decay-norms", "--no-deterministic",
     "--no-freeze-bn-scale", "--no-graphs", "--no-lookahead", "--no-profile", "--no-tensorboard", "--no-whiten",
-    "--num-epochs", "--optimizer", "--out", "--pool-early", "--precision", "--profile", "--prune-ratio", "--resume",
+    "--num-epochs", "--optimizer", "--out", "--pool-early", "--precision", "--profile", "--prune-ratio", "--quantizer",
+    "--resume",
     "--rung", "--sample-rule", "--savings", "--seed", "--target-bytes", "--tensorboard", "--threads", "--views",
     "--wandb", "--warmup", "--weight-decay", "--whiten", "--whiten-bias-epochs", "--whiten-epsilon",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ OTHERS: dict[str, Any] = {
     "first_learning_rate": 0.25, "cooldown": 0.25, "decay_norms": True, "ema": 0.75,
     "image_size": 24, "last_size": 7, "crop_scale": 0.5,
     "graphs": True, "profile": True,
-    "compress": True, "gamma": 0.25, "target_bytes": 5000,
+    "compress": True, "gamma": 0.25, "target_bytes": 5000, "quantizer": "step-range",
 }  # fmt: skip
 FREE_ON_RESUME = {
     "checkpoint_async", "checkpoint_codec", "checkpoint_error", "checkpoint_every", "data", "device", "evaluate_every",

@@ -22,7 +22,7 @@ _SETTINGS = {
         "whiten", "whiten_epsilon", "whiten_bias_epochs", "pool_early", "celu", "ghost_batch", "freeze_bn_scale",
         "bias_scale", "first_size", "last_size", "full_size_from", "views", "lookahead", "ema",
     ),
-    "bits": ("compress", "gamma", "target_bytes"),
+    "bits": ("compress", "gamma", "target_bytes", "quantizer"),
     "checkpoints": ("checkpoint_codec", "checkpoint_error"),
 }  # fmt: skip
 _PLAIN_CODEC = "lossless"
