@@ -36,7 +36,10 @@ def side_effects(modules: list[str], *folders: Path) -> tuple[dict[str, list[str
 
 
 def test_importing_scrimp_has_no_side_effects() -> None:
-    modules = ["scrimp", "scrimp.errors", "scrimp.steps", "scrimp.checkpoints", "scrimp.testing"]
+    modules = [
+        "scrimp", "scrimp.errors", "scrimp.steps", "scrimp.checkpoints", "scrimp.samples", "scrimp.bits",
+        "scrimp.testing",
+    ]  # fmt: skip
     found, stderr = side_effects(modules)
     assert found == {module: [] for module in modules}
     assert stderr == ""
@@ -50,3 +53,20 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     (tmp_path / "no_violation.py").write_text("import dataclasses\nimport logging\nlogging.getLogger(__name__)\n")
     found, _ = side_effects(["no_violation", *modules], tmp_path)
     assert found == {"no_violation": [], **{module: [what] for module, what in modules.items()}}
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = "import sys\nfrom scrimp.cli import main\nmain(['--help'])\nassert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(scrimp.__file__).parent.parent)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "compare [RECIPE]" in done.stdout
+
+
+def test_names_that_are_looked_up_late_are_all_there() -> None:
+    assert set(scrimp.__all__) <= set(dir(scrimp))
+    assert all(getattr(scrimp, name) is not None for name in scrimp.__all__)
+    assert not hasattr(scrimp, "InfoBath")
