@@ -10,12 +10,18 @@ order is seed by seed, then row by row: a stop leaves complete seeds. Every run 
 not repeated; the table is made of whatever is there. Times are wall times of the steps and of planning, without
 evaluation; take them seriously only if nothing else ran. Processor seconds (one thread) bear company better.
 
+With ``--lr-grid`` every row first looks for its own learning rate, on seeds of its own from 1000 on: a weighted or a
+shortened row may want another one than full data, and a table at one rate can be about nothing else. With
+``--num-samples`` a seed also fixes the part of the training images that all its rows share.
+
     python benchmarks/samples_table.py --data cifar10 --recipe cifar10-small --seeds 10 --keep 0.7
+    python benchmarks/samples_table.py --recipe fashion-mnist --num-samples 3000 --num-epochs 40 --lr-grid 0.1 0.2 0.4
     python benchmarks/samples_table.py --data fashion-mnist --recipe fashion-mnist --seeds 10 --keep 0.5 --all-rules
     python benchmarks/samples_table.py --runs benchmarks/results/samples_table_runs.jsonl --only-table
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import time
@@ -28,9 +34,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from environment import RESULTS, facts, interval, read_runs, write_result
+from torch.nn import functional
 
 import scrimp
 from scrimp._core.index_plan import ShufflePlan
+from scrimp._core.rng import generator
 from scrimp.samples import (
     Budget,
     DynamicRandom,
@@ -45,7 +53,7 @@ from scrimp.samples import (
     UpperConfidenceBound,
 )
 from scrimp.train.config import TrainConfig
-from scrimp.train.data import Dataset, load_dataset
+from scrimp.train.data import Dataset, Split, load_dataset
 from scrimp.train.evaluation import evaluate
 from scrimp.train.hardware import choose_autocast, choose_device, seeded
 from scrimp.train.job import Job
@@ -57,6 +65,8 @@ from scrimp.train.surgery import change_model_, images_to_whiten
 from scrimp.train.task import Task, build_loaders
 
 SAVED = ("visits_saved", "train_seconds_saved", "cpu_seconds_saved")
+FIRST_TUNING_SEED = 1000
+Runs = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="another network than the recipe's")
     parser.add_argument("--width", type=int, help="the network's width")
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--lr-grid", type=float, nargs="+", help="learning rates of which every row takes its best")
+    parser.add_argument("--tuning-seeds", type=int, default=2, help="runs per row and rate of the grid")
+    parser.add_argument("--num-samples", type=int, help="a random part of the training images")
+    parser.add_argument("--half-size", action="store_true", help="images at half their side, for many small runs")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--keep", type=float, default=0.7, help="fraction of a pruned epoch, nominal")
     parser.add_argument("--seeds", type=int, default=10)
@@ -255,7 +269,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     names = ("data", "num_epochs", "device", "learning_rate", "batch_size")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    config = RECIPES[options.recipe]().replace(**changes, lookahead=False)  # pruning refuses it
+    config = RECIPES[options.recipe]().replace(**changes, lookahead=False)  # as in the runs that are there
     if options.model is not None:
         config = config.with_model(options.model)
     if options.width is not None:
@@ -265,7 +279,6 @@ def main(words: Sequence[str] | None = None) -> None:
         "model": config.model,
         "model_args": dict(config.model_args),
         "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
         "num_epochs_full": config.num_epochs,
         "keep": options.keep,
     }
@@ -274,27 +287,101 @@ def main(words: Sequence[str] | None = None) -> None:
         if unknown := set(options.rows) - {row.name for row in rows}:
             parser.error(f"no such rows: {sorted(unknown)}; there are {[row.name for row in rows]}")
         rows = [row for row in rows if row.name in options.rows]
-    done = [run for run in read_runs(options.runs) if setting.items() <= run.items()]
+    if options.half_size:
+        setting["half_size"] = True
+    bench = Bench(config, setting, options.num_samples, options.runs)
+    grid = options.lr_grid or [config.learning_rate]
     if not options.only_table:
         dataset = load_dataset(config.data)
+        bench.dataset = halved(dataset) if options.half_size else dataset
+        for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + (options.tuning_seeds if len(grid) > 1 else 0)):
+            for row in rows:
+                for rate in grid:
+                    bench.ensure(row, seed, rate)
         for seed in range(options.seeds):
             for row in rows:
-                if any(run["row"] == row.name and run["seed"] == seed for run in done):
-                    continue
-                result = train_one(config.replace(seed=seed), dataset, row, options.keep)
-                rule = None if row.rule is None else {"name": type(row.rule).__name__, **_plain(row.rule)}
-                run = {**setting, "row": row.name, "seed": seed, "rule": rule, **result}
-                done.append(run)
-                options.runs.parent.mkdir(parents=True, exist_ok=True)
-                with options.runs.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(
-                    f"seed {seed}, {row.name}: {result['test_accuracy']:.4f}, {result['train_seconds']:.1f} s",
-                    flush=True,
-                )
-    table = table_of(done)
+                bench.ensure(row, seed, bench.best_rate(row.name, grid))
+    rates = {row.name: bench.best_rate(row.name, grid) for row in rows}
+    table = table_of([run for run in bench.done if is_measured(run, rates, grid)])
     show(table)
-    write_result(options.out, {**facts(threads=options.threads), **setting, "table": table})
+    tuned = {row.name: bench.tuning(row.name, grid) for row in rows} if len(grid) > 1 else {}
+    rate = {"learning_rate": config.learning_rate} if len(grid) == 1 else {"learning_rates": rates, "tuning": tuned}
+    part = {} if options.num_samples is None else {"num_samples": options.num_samples}
+    write_result(options.out, {**facts(threads=options.threads), **setting, **part, **rate, "table": table})
+
+
+def is_measured(run: Mapping[str, Any], rates: Mapping[str, float], grid: Sequence[float]) -> bool:
+    """Whether a run belongs into the table: at its row's rate, and not of the search for that."""
+    rate = rates.get(run["row"], grid[0] if len(grid) == 1 else None)
+    return run["seed"] < FIRST_TUNING_SEED and run["learning_rate"] == rate
+
+
+class Bench:
+    """The runs of one setting that there are, and those that are missing."""
+
+    def __init__(self, config: TrainConfig, setting: Mapping[str, Any], num_samples: int | None, path: Path) -> None:
+        self.config, self.setting, self.num_samples, self.path = config, setting, num_samples, path
+        self.dataset: Dataset | None = None
+        self.done: Runs = [
+            run
+            for run in read_runs(path)
+            if setting.items() <= run.items()
+            and run.get("num_samples") == num_samples
+            and run.get("half_size") == setting.get("half_size")
+        ]
+
+    def ensure(self, row: Row, seed: int, rate: float) -> None:
+        """Train what was not trained yet, and note it in the file."""
+        if any((run["row"], run["seed"], run["learning_rate"]) == (row.name, seed, rate) for run in self.done):
+            return
+        assert self.dataset is not None
+        config = self.config.replace(seed=seed, learning_rate=rate)
+        result = train_one(config, part_of(self.dataset, self.num_samples, seed), row, self.setting["keep"])
+        rule = None if row.rule is None else {"name": type(row.rule).__name__, **_plain(row.rule)}
+        part = {} if self.num_samples is None else {"num_samples": self.num_samples}
+        run = {**self.setting, **part, "learning_rate": rate, "row": row.name, "seed": seed, "rule": rule, **result}
+        self.done.append(run)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        print(
+            f"seed {seed}, {row.name}, rate {rate:g}: {result['test_accuracy']:.4f}, {result['train_seconds']:.1f} s",
+            flush=True,
+        )
+
+    def tuning(self, row: str, grid: Sequence[float]) -> dict[str, float]:
+        """Mean accuracy by learning rate, over the tuning seeds."""
+        found: dict[str, float] = {}
+        for rate in grid:
+            runs = [run for run in self.done if run["row"] == row and run["learning_rate"] == rate]
+            if accuracies := [run["test_accuracy"] for run in runs if run["seed"] >= FIRST_TUNING_SEED]:
+                found[f"{rate:g}"] = mean(accuracies)
+        return found
+
+    def best_rate(self, row: str, grid: Sequence[float]) -> float:
+        """The rate of the grid that the tuning seeds like best; of equals the first."""
+        found = self.tuning(row, grid)
+        return max(grid, key=lambda rate: found.get(f"{rate:g}", -math.inf))
+
+
+def halved(dataset: Dataset) -> Dataset:
+    """Every two by two pixels averaged."""
+
+    def half(split: Split) -> Split:
+        small = [functional.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in split.inputs.split(1000)]
+        return dataclasses.replace(split, inputs=torch.cat(small).contiguous(memory_format=torch.channels_last))
+
+    return dataclasses.replace(dataset, train=half(dataset.train), test=half(dataset.test))
+
+
+def part_of(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
+    """The data set with a random part of its training images; the same for all rows of a seed."""
+    if num_samples is None:
+        return dataset
+    train = dataset.train
+    index = torch.randperm(len(train.inputs), generator=generator(seed, "part"))[:num_samples]
+    targets = None if train.targets is None else train.targets[index]
+    return dataclasses.replace(dataset, train=dataclasses.replace(train, inputs=train.inputs[index], targets=targets))
 
 
 def _plain(rule: Rule) -> dict[str, Any]:
