@@ -37,14 +37,14 @@ def infobatch_probabilities(scores: list[float], prune_ratio: float) -> list[flo
 
 
 def weighted_token_mean(losses: list[list[float]], mask: list[list[int]], weights: list[float]) -> float:
-    """Sum over valid tokens, each times its sample's weight, over the number of valid tokens in the batch."""
-    total = sum(
-        weight * loss
-        for row, valid, weight in zip(losses, mask, weights, strict=True)
-        for loss, is_valid in zip(row, valid, strict=True)
-        if is_valid
-    )
-    return total / sum(map(sum, mask))
+    """Sum over valid tokens, each times its sample's weight, over the sum of these weights."""
+    total = count = 0.0
+    for row, valid, weight in zip(losses, mask, weights, strict=True):
+        for loss, is_valid in zip(row, valid, strict=True):
+            if is_valid:
+                total += weight * loss
+                count += weight
+    return total / count
 
 
 def full_epochs(num_epochs: int, anneal: Fraction, num_full_first: int) -> list[bool]:

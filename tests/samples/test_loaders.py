@@ -1,5 +1,7 @@
 """The pruner in other people's loaders: which loss belongs to which sample, and what is refused."""
 
+import copy
+import pickle
 import sys
 import types
 
@@ -9,7 +11,7 @@ from tests.reference.pruned_loops import Numbered, NumberedInBatches, collate_di
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
 import scrimp
-from scrimp.errors import ConfigError, DataError
+from scrimp.errors import ConfigError, DataError, NoEffectWarning
 from scrimp.samples import Budget, DynamicRandom
 
 LOADERS = {
@@ -153,13 +155,166 @@ def test_a_pass_that_is_left_begins_again(num_workers, num_samples):
     seen, _ = train_epoch(pruner, loader, 1, stop_after=3)
     assert seen == planned[: len(seen)]
     assert pruner.epoch == 1
-    if num_workers and num_samples == 43:  # all was drawn ahead: it looks like batches that were lost
-        with pytest.raises(DataError, match="restart_epoch"):
-            next(iter(loader))
-        pruner.restart_epoch()
     seen, _ = train_epoch(pruner, loader, 1)
     assert seen == planned
     check_scores(pruner, seen, 1)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("by_index", [False, True])
+def test_a_break_after_everything_was_drawn_ahead_repeats_the_plan(by_index, persistent):
+    pruner = scrimp.InfoBatch(43, 6)
+    loader = DataLoader(
+        Numbered(43), batch_size=5, sampler=pruner, num_workers=2, prefetch_factor=5, persistent_workers=persistent
+    )
+
+    def train(stop_after):
+        seen = []
+        for number, (index, _) in enumerate(loader):
+            if number == stop_after:
+                break
+            pruner.reduce(loss_of(index, 0), **({"index": index} if by_index else {}))
+            seen += index.tolist()
+        return seen
+
+    whole = pruner.epoch_indices().tolist()
+    for _ in range(3):
+        assert train(3) == whole[:15]
+    assert pruner.epoch == 0
+    assert train(None) == whole
+    assert len(train(None)) < 43
+    pruner.set_epoch(1)
+    assert pruner._planner.scores.last_visit.tolist() == [0] * 43
+
+
+def test_a_break_in_the_last_batch_cannot_be_told_from_a_batch_left_out():
+    pruner = scrimp.InfoBatch(43, 6)
+    loader = DataLoader(Numbered(43), batch_size=5, sampler=pruner)
+    train_epoch(pruner, loader, 0, stop_after=8)
+    with pytest.raises(DataError, match=r"only 40.*restart_epoch"):
+        next(iter(loader))
+    pruner.restart_epoch()
+    assert len(train_epoch(pruner, loader, 0)[0]) == 43
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_left_out_before_a_break_is_noticed(num_workers):
+    pruner = scrimp.InfoBatch(100, 6)
+    loader = DataLoader(Numbered(100), batch_size=5, sampler=pruner, num_workers=num_workers)
+    for number, (index, _) in enumerate(loader):
+        if number == 6:
+            break
+        if number != 2:
+            pruner.reduce(loss_of(index, 0))
+    with pytest.raises(DataError, match="batches were left out"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("look", ["next", "list", "held", "after"])
+def test_a_second_iterator_inside_the_loop_is_refused(look, num_workers):
+    pruner = scrimp.InfoBatch(100, 6)
+    loader = DataLoader(Numbered(100), batch_size=5, sampler=pruner, num_workers=num_workers)
+    numbers = []
+
+    def train():
+        for number, (index, _) in enumerate(loader):
+            numbers.append(number)
+            if number == 3 and look == "next":
+                next(iter(loader))
+            if number == 3 and look == "list":
+                list(loader)
+            if number == 3 and look == "held":
+                second = iter(loader)
+                next(second)
+            pruner.reduce(loss_of(index, 0))
+            if number == 3 and look == "after":
+                next(iter(loader))
+
+    with pytest.raises(ConfigError, match=r"second iterator of the loader.*index="):
+        train()
+    assert numbers[-1] == (3 if look in {"next", "list"} else 4)
+
+
+def test_an_iterator_that_is_only_held_does_no_harm():
+    """As in tutorials: images, labels = next(data_iterator), which stays a variable."""
+    pruner = scrimp.InfoBatch(100, 6)
+    loader = DataLoader(Numbered(100), batch_size=5, sampler=pruner, num_workers=2)
+    held = iter(loader)
+    next(held)
+    for epoch in range(3):
+        seen, _ = train_epoch(pruner, loader, epoch)
+    check_scores(pruner, seen, 2)
+    assert next(held) is not None
+
+
+class SortedInWindows(BatchSampler):
+    """Batches of similar samples: a common way to pad less."""
+
+    def __iter__(self):
+        window = []
+        for batch in super().__iter__():
+            window += batch
+        window.sort()
+        yield from (window[begin : begin + 5] for begin in range(0, len(window), 5))
+
+
+class SortedSamples:
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return iter(sorted(self.sampler))
+
+    def __len__(self):
+        return len(self.sampler)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", ["batches", "samples"])
+def test_a_sampler_in_between_that_may_reorder_is_refused(kind, num_workers):
+    pruner = scrimp.InfoBatch(40, 6)
+    if kind == "batches":
+        loader = DataLoader(Numbered(40), batch_sampler=SortedInWindows(pruner, 5, False), num_workers=num_workers)
+    else:
+        loader = DataLoader(Numbered(40), batch_size=5, sampler=SortedSamples(pruner), num_workers=num_workers)
+    for index, _ in loader:
+        with pytest.raises(ConfigError, match=r"stands between this sampler and the DataLoader.*index="):
+            pruner.reduce(loss_of(index, 0))
+        pruner.reduce(loss_of(index, 0), index=index)
+    check_scores(pruner, range(40), 0)
+
+
+def test_a_batch_sampler_that_only_has_another_name_is_not_refused():
+    class Mine(BatchSampler):
+        pass
+
+    pruner = scrimp.InfoBatch(43, 5)
+    loader = DataLoader(Numbered(43), batch_sampler=Mine(pruner, 5, drop_last=False))
+    for epoch in range(2):
+        seen, _ = train_epoch(pruner, loader, epoch)
+    check_scores(pruner, seen, 1)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pruner: pickle.loads(pickle.dumps(pruner))])
+def test_a_copy_in_the_middle_of_an_epoch_repeats_it(copied):
+    pruner = scrimp.InfoBatch(43, 5)
+    loader = DataLoader(Numbered(43), batch_size=5, sampler=pruner, num_workers=2)
+    batches = iter(loader)
+    pruner.reduce(loss_of(next(batches)[0], 0))
+    other = copied(pruner)
+    seen, _ = train_epoch(other, DataLoader(Numbered(43), batch_size=5, sampler=other), 0)
+    assert seen == pruner.epoch_indices().tolist()
+    check_scores(other, seen, 0)
+
+
+def test_more_epochs_than_the_pruner_was_made_for_are_told():
+    pruner = scrimp.InfoBatch(10, 4)
+    loader = DataLoader(Numbered(10), batch_size=5, sampler=pruner)
+    for epoch in range(4):
+        train_epoch(pruner, loader, epoch)
+    with pytest.warns(NoEffectWarning, match="epoch 4 is beyond num_epochs=4"):
+        train_epoch(pruner, loader, 4)
 
 
 def test_set_epoch_repeats_and_skips():
@@ -191,13 +346,26 @@ def test_more_losses_than_samples():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_losses_of_tokens_in_one_row(num_workers):
+    """Workers have drawn far ahead, so that the count of samples alone would let them pass."""
+    pruner = scrimp.InfoBatch(400, 5)
+    loader = DataLoader(Numbered(400), batch_size=4, sampler=pruner, num_workers=num_workers)
+    index, _ = next(batches := iter(loader))
+    with pytest.raises(DataError, match=r"12 losses came, but only 4 .*losses.view\(4, 3\).*mask="):
+        pruner.reduce(torch.ones(12))
+    with pytest.raises(DataError, match=r"one integer per sample \(if .*losses.view\(4, 3\)"):
+        pruner.reduce(torch.ones(12), index=index)
+    del batches
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_batch_that_is_left_out(num_workers):
     pruner = scrimp.InfoBatch(40, 5)
     loader = DataLoader(Numbered(40), batch_size=5, sampler=pruner, num_workers=num_workers)
     for number, (index, _) in enumerate(loader):
         if number != 3:
             pruner.reduce(loss_of(index, 0))
-    with pytest.raises(DataError, match=r"handed out, but losses came back for only 35.*index="):
+    with pytest.raises(DataError, match=r"handed out to the loop, but losses came back for only 35.*index="):
         list(loader)
 
 

@@ -10,7 +10,17 @@ from torch.utils.data import DataLoader
 import scrimp
 from scrimp._core.index_plan import IndexPlan, as_index_plan
 from scrimp.errors import ConfigError, DataError
-from scrimp.samples import Budget, DynamicRandom, MeanThreshold, Quantiles, Rule, StaticRandom, Visits
+from scrimp.samples import (
+    Budget,
+    DynamicRandom,
+    MeanThreshold,
+    OrderDP,
+    Quantiles,
+    Rule,
+    StaticRandom,
+    StaticTop,
+    Visits,
+)
 
 
 def in_epoch(epoch, rule=None, num_samples=40, num_epochs=8, **settings):
@@ -119,10 +129,41 @@ def test_tokens_with_a_mask():
     losses = torch.arange(12.0).view(3, 4).requires_grad_()
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]])
     loss = pruner.reduce(losses, index=index, mask=mask)
-    assert loss.item() == pytest.approx(float((weights.unsqueeze(1) * losses.detach() * mask).sum()) / 7)
+    per_token = weights.unsqueeze(1) * mask
+    growth = 40 / len(pruner.epoch_indices())  # scale="sum"
+    assert loss.item() == pytest.approx(float((per_token * losses.detach()).sum() / per_token.sum()) * growth)
     loss.backward()
-    torch.testing.assert_close(losses.grad, weights.unsqueeze(1) * mask / 7)
+    torch.testing.assert_close(losses.grad, per_token / per_token.sum() * growth)
     assert pruner._planner.scores.fresh()[index].tolist() == [0.5, 5.5, 11]
+
+
+@pytest.mark.parametrize(("scale", "rule"), [("sum", MeanThreshold()), ("constant", Budget(0.5))])
+@pytest.mark.parametrize("valid_per_sample", [None, 20.5])
+def test_masked_losses_are_unbiased_where_lengths_go_with_losses(scale, rule, valid_per_sample):
+    """Hard samples are long. The mean over many epochs meets the mean over all valid tokens (times the scale)."""
+    lengths = torch.arange(40) + 1
+    mask = torch.arange(40) < lengths.unsqueeze(1)
+    losses = (lengths.unsqueeze(1) * mask).float()
+    truth = float(losses.sum() / mask.sum())
+    found = []
+    for seed in range(400):
+        pruner = in_epoch(1, rule, seed=seed, scale=scale)
+        index = pruner.epoch_indices()
+        loss = pruner.reduce(losses[index], mask=mask[index], index=index, valid_per_sample=valid_per_sample)
+        found.append(float(loss) * (len(index) / 40 if scale == "sum" else 1))
+    found = torch.tensor(found)
+    assert abs(float(found.mean()) - truth) < 4 * float(found.std()) / 20 + 0.003 * truth
+    unweighted = float((losses[index].sum(1) * (pruner.epoch_weights())).sum() / mask[index].sum())
+    assert abs(unweighted * (len(index) / 40 if scale == "sum" else 1) - truth) > 0.05 * truth
+
+
+def test_a_mean_length_has_to_be_one():
+    pruner = scrimp.InfoBatch(4, 8)
+    index = pruner.epoch_indices()
+    with pytest.raises(DataError, match="goes with mask="):
+        pruner.reduce(torch.ones(4), index=index, valid_per_sample=2.0)
+    with pytest.raises(DataError, match="valid_per_sample is 0"):
+        pruner.reduce(torch.ones(4, 2), mask=torch.ones(4, 2), index=index, valid_per_sample=0)
 
 
 def test_terms_of_a_detector():
@@ -296,6 +337,10 @@ def test_keep_rates_by_class():
     ("settings", "message"),
     [
         ({"num_epochs": 2}, "nothing could be pruned"),
+        ({"rule": StaticTop(0.5, after=10)}, "the first 10 epoch.s. are full"),
+        ({"rule": StaticTop(0.5, after=10), "num_full_first": 1}, "the first 10 epoch.s. are full"),
+        ({"rule": DynamicRandom(0.99), "num_samples": 3}, "visits all of 3 samples"),
+        ({"rule": OrderDP(1, 1)}, "visits all of 40 samples"),
         ({"num_epochs": 0}, "positive number"),
         ({"num_samples": 0}, "positive integer"),
         ({"rule": "mean"}, "has to be a scrimp.samples.Rule"),

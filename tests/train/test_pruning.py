@@ -6,6 +6,7 @@ from tests.reference.runs import STEPS_PER_EPOCH, last_state, run_until, tiny
 from scrimp._core.index_plan import ShufflePlan
 from scrimp.errors import ConfigError
 from scrimp.report.record import read_run
+from scrimp.report.table import summary_text
 from scrimp.samples import Budget, DynamicRandom, MeanThreshold, Quantiles, SamplePruner
 from scrimp.testing import assert_same_state
 from scrimp.train.job import Seams
@@ -17,6 +18,7 @@ from scrimp.train.run import run
     ("settings", "rule"),
     [
         ({}, None),
+        ({"sample_rule": "none"}, None),
         ({"prune_ratio": 0.3}, MeanThreshold(0.3)),
         ({"keep": 0.7}, Budget(0.7)),
         ({"sample_rule": "mean"}, MeanThreshold(0.5)),
@@ -36,6 +38,8 @@ def test_settings_name_a_rule(settings, rule):
         ({"prune_ratio": 0.3, "keep": 0.5}, "do not go together"),
         ({"sample_rule": "budget", "prune_ratio": 0.3}, "--prune-ratio is for --sample-rule mean"),
         ({"sample_rule": "quantiles", "keep": 0.3}, "--keep is for"),
+        ({"sample_rule": "none", "keep": 0.5}, "none leaves nothing out"),
+        ({"sample_rule": "none", "prune_ratio": 0.5}, "without pruning"),
         ({"prune_ratio": 1.0}, "prune_ratio is 1.0"),
         ({"keep": 0.0}, "keep is 0.0"),
         ({"prune_ratio": 0.5, "num_epochs": 2}, "nothing could be pruned"),
@@ -75,8 +79,30 @@ def test_the_scale_suits_the_optimizer(settings, scale):
     assert pruner.scale == scale
 
 
-def test_a_budget_makes_the_steps_it_should(tmp_path: Path) -> None:
-    done = run(tiny(num_epochs=4, keep=0.5), out=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("settings", "stored", "words"),
+    [
+        ({"sample_rule": "budget"}, ("budget", None, 0.6), "budget, keep 0.6"),
+        ({"sample_rule": "mean"}, ("mean", 0.5, None), "mean, prune ratio 0.5"),
+        ({"keep": 0.7}, ("budget", None, 0.7), "budget, keep 0.7"),
+        ({}, ("none", None, None), None),
+    ],
+)
+def test_what_was_chosen_by_default_is_on_record(tmp_path: Path, settings, stored, words) -> None:
+    done = run(tiny(num_epochs=4, **settings), out=tmp_path / "run")
+    record = read_run(done.run_dir)
+    assert tuple(record.config[name] for name in ("sample_rule", "prune_ratio", "keep")) == stored
+    assert done.summary.sample_rule == words
+    for text in (summary_text(done.summary), (done.run_dir / "report.html").read_text()):
+        assert words is None or f"rule: {words}" in text
+    assert "cannot be drawn" not in (done.run_dir / "report.html").read_text()
+    again = run(tiny(num_epochs=4, **settings), out=tmp_path / "run", resume=True)
+    assert again.was_finished
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0.5}, {"sample_rule": "random", "keep": 0.5}])
+def test_a_budget_and_its_control_make_the_steps_they_should(tmp_path: Path, settings) -> None:
+    done = run(tiny(num_epochs=4, **settings), out=tmp_path / "run")
     # 1437 samples in batches of 64: 22 steps in the first and the last epoch, 11 (of 718 visits) in the two between
     assert done.step == 2 * STEPS_PER_EPOCH + 2 * 11
     summary = done.summary

@@ -74,7 +74,8 @@ def _visits(summary: Summary) -> Fact:
         if visits == full
         else f"of {format_count(full)} in full training{share}"
     )
-    return Fact("samples visited", format_count(visits), note)
+    rule = "" if summary.sample_rule is None else f"; rule: {summary.sample_rule}"
+    return Fact("samples visited", format_count(visits), note + rule)
 
 
 def _hardware(summary: Summary) -> str:

@@ -5,6 +5,7 @@ whatever figures, tables and text it has and escapes everything but finished fig
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,11 @@ def timing(record: RunRecord) -> Section | None:
     return Section("Time", figures=tuple(figures)) if figures else None
 
 
+def _known(record: RunRecord, key: str) -> list[Point]:
+    """The epochs with such a value; the first has none, because it is planned before there are scores."""
+    return [point for point in record.series("epoch", key) if not math.isnan(point.value)]
+
+
 def pruning(record: RunRecord) -> Section | None:
     """What sample pruning left out, of which scores, how old they were, and what it cost."""
     pruned = record.series("epoch", "pruned_fraction")
@@ -87,8 +93,8 @@ def pruning(record: RunRecord) -> Section | None:
     kept = [point._replace(value=1 - point.value) for point in pruned]
     sizes, totals = record.series("epoch", "effective_sample_size"), record.series("epoch", "num_samples")
     worth = [size._replace(value=size.value / total.value) for size, total in zip(sizes, totals, strict=False)]
-    ages = [_line(name, record.series("epoch", f"score_age_{name}_epochs"), is_marked=True) for name in ("mean", "max")]
-    scores = [_line(f"{level} %", record.series("epoch", f"score_quantile_{level}")) for level in (5, 50, 95)]
+    ages = [_line(name, _known(record, f"score_age_{name}_epochs"), is_marked=True) for name in ("mean", "max")]
+    scores = [_line(f"{level} %", _known(record, f"score_quantile_{level}")) for level in (5, 50, 95)]
     figures = (
         _over_epochs(
             [

@@ -22,7 +22,7 @@ _OPTIONAL_NUMBERS = (
     "test_accuracy", "test_accuracy_one_view", "test_loss_nats", "checkpoint_delta_ratio",
     "checkpoint_bytes_per_weight", "cpu_seconds", "energy_joules",
 )  # fmt: skip
-_OPTIONAL_TEXTS = ("sample_text", "command", "finished_at")
+_OPTIONAL_TEXTS = ("sample_rule", "sample_text", "command", "finished_at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class Summary:
     ``command`` is the command line that repeats the run, ``finished_at`` an ISO 8601 date and time, ``sample_text``
     what a language model wrote after training.
 
-    When samples were pruned: ``pruning`` has ``pruned_fraction`` (of the samples, mean over the epochs),
-    ``pruning_seconds`` and ``num_nonfinite_scores``; ``class_keep_rates`` the fraction of its visits in full training
-    that each class got, by its name.
+    When samples were pruned: ``sample_rule`` names the rule and its ratio; ``pruning`` has ``pruned_fraction`` (of the
+    samples, mean over the epochs), ``pruning_seconds`` and ``num_nonfinite_scores``; ``class_keep_rates`` the fraction
+    of its visits in full training that each class got, by its name.
     """
 
     recipe: str
@@ -80,6 +80,7 @@ class Summary:
     command: str | None = None
     finished_at: str | None = None
     sample_text: str | None = None
+    sample_rule: str | None = None
     pruning: Mapping[str, float] = field(default_factory=dict)
     class_keep_rates: Mapping[str, float] = field(default_factory=dict)
 

@@ -1,7 +1,7 @@
 """Losses of every kind as one value per sample."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -9,22 +9,40 @@ from torch import Tensor
 
 from scrimp.errors import DataError
 
+_SHAPES_ONLY = (
+    "View",
+    "Unsafe",
+    "Reshape",
+    "Alias",
+    "Transpose",
+    "Permute",
+    "TBackward",
+    "ToCopy",
+    "Slice",
+    "Squeeze",
+    "Clone",
+)
+_NO_LOSS = ("Addmm", "Addbmm", "Baddbmm", "Mm", "Bmm", "Linear", "Convolution", "LogSoftmax", "Softmax", "Sigmoid")
+
 
 class LossValues(NamedTuple):
-    """``values`` average to the loss, with gradients; ``scores`` say how hard each sample is, without."""
+    """``values`` carry the gradients; ``scores``, without, say how hard each sample is."""
 
     values: Float[Tensor, " batch"]
     scores: Float[Tensor, " batch"]
+    num_valid: Float[Tensor, " batch"] | None = None
+    """With a mask ``values`` are sums, over so many valid entries each."""
 
 
 def loss_values(losses: Tensor | Mapping[str, Tensor], mask: Shaped[Tensor, "batch ..."] | None = None) -> LossValues:
-    """One value per sample, whose mean over the batch is the loss.
+    """One value per sample.
 
     A tensor of shape (batch,) is taken as it is. Further axes (tokens, pixels) are averaged per sample. With a ``mask``
-    of the same shape, what counts is the sum over valid entries divided by the number of valid entries in the *batch*;
-    the score is the mean over a sample's own. The terms of a dict are added. Half precision is widened to float32.
+    of the same shape they are summed over valid entries, which are counted; the score is the mean over a sample's own.
+    The terms of a dict are added. Half precision is widened to float32.
 
-    Raises: DataError - an already reduced loss, an empty dict, shapes that do not fit, integers.
+    Raises: DataError - an already reduced loss, an empty dict, shapes that do not fit, integers, or what a layer gave
+        in the place of a loss.
     """
     if isinstance(losses, Mapping):
         return _sum_of_terms(losses, mask)
@@ -36,13 +54,32 @@ def loss_values(losses: Tensor | Mapping[str, Tensor], mask: Shaped[Tensor, "bat
     return LossValues(values, values.detach())
 
 
+def weighted_mean(
+    of: LossValues, weights: Float[Tensor, " batch"] | None, valid_per_sample: float | None
+) -> Float[Tensor, ""]:
+    """The mean over the batch of values times weights; with a mask the mean over valid entries.
+
+    Then the weighted sum is divided by the weighted number of valid entries, so that numerator and denominator both
+    stand for the whole data set; or, given ``valid_per_sample``, by that times the batch size.
+    """
+    values, num_valid = of.values, of.num_valid
+    if weights is not None:
+        weights = weights if values.dtype is weights.dtype else weights.to(values.dtype)
+        values = values * weights
+    if num_valid is None:
+        return values.mean()
+    if valid_per_sample is not None:
+        return values.mean() / valid_per_sample
+    total = num_valid.sum() if weights is None else (num_valid * weights).sum()
+    return values.sum() / total.clamp(min=torch.finfo(values.dtype).tiny)
+
+
 def _masked(losses: Tensor, mask: Tensor) -> LossValues:
     weights = mask.to(losses.dtype)
     # not losses * weights: what is masked out may be infinite
     sums = torch.where(mask != 0, losses * weights, 0.0).flatten(1).sum(1)
     valid = weights.flatten(1).sum(1)
-    batch_size, tiny = losses.shape[0], torch.finfo(losses.dtype).tiny
-    return LossValues(sums * (batch_size / valid.sum().clamp(min=tiny)), sums.detach() / valid.clamp(min=tiny))
+    return LossValues(sums, sums.detach() / valid.clamp(min=torch.finfo(losses.dtype).tiny), valid)
 
 
 def _sum_of_terms(terms: Mapping[str, Tensor], mask: Tensor | None) -> LossValues:
@@ -57,7 +94,9 @@ def _sum_of_terms(terms: Mapping[str, Tensor], mask: Tensor | None) -> LossValue
         raise DataError(f"the terms of the loss differ in their number of samples: {shapes}")
     parts = [loss_values(term, mask) for term in terms.values()]
     return LossValues(
-        torch.stack([part.values for part in parts]).sum(0), torch.stack([part.scores for part in parts]).sum(0)
+        torch.stack([part.values for part in parts]).sum(0),
+        torch.stack([part.scores for part in parts]).sum(0),
+        parts[0].num_valid,
     )
 
 
@@ -76,3 +115,19 @@ def _check(losses: Tensor, mask: Tensor | None, what: str) -> None:
         raise DataError(f"{what} is {losses.dtype}; a loss has to be floating-point")
     if mask is not None and mask.shape != losses.shape:
         raise DataError(f"the mask has shape {tuple(mask.shape)}, but {what} has {tuple(losses.shape)}")
+    if losses.ndim > 1 and losses.shape[1] > 1 and (layer := _layer_of(losses)) is not None:
+        raise DataError(
+            f"{what} of shape {tuple(losses.shape)} is what a layer gave ({layer}), such as logits, and no loss. Give "
+            "what the loss function returns: F.cross_entropy(logits, targets, reduction='none') for classes, "
+            "F.cross_entropy(logits.transpose(1, 2), tokens, reduction='none') for logits of shape (batch, tokens, "
+            "classes)"
+        )
+
+
+def _layer_of(losses: Tensor) -> str | None:
+    """The operation of a layer that made ``losses``, as autograd remembers it, if nothing but views lies between."""
+    node: Any = losses.grad_fn
+    while node is not None and type(node).__name__.startswith(_SHAPES_ONLY) and node.next_functions:
+        node = node.next_functions[0][0]
+    name = type(node).__name__
+    return name if name.startswith(_NO_LOSS) else None

@@ -1,5 +1,7 @@
 """The passes that one rank makes over its share of an epoch, and how far they have come."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from scrimp._core import ranks
 from scrimp.errors import ConfigError, DataError
 from scrimp.samples.handout import Handout
+from scrimp.samples.overlap import EarlierPasses
 
 _IDLE_PASSES_ALLOWED = 2
 
@@ -25,10 +28,15 @@ class Passes:
             raise ConfigError(f"rank is {rank} but world_size is {world_size}; ranks count from 0")
         self._given_rank, self._given_world_size = rank, world_size
         self.handout: Handout | None = None
+        self._earlier = EarlierPasses()
         self.is_resuming = False  # the next pass hands out only what is left of the epoch
         self.num_reduced = 0  # of this rank, in the present epoch
         self._num_idle = 0
         self._was_over = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy (pickle, copy.deepcopy) has no loop of its own yet, so it repeats the epoch that it is in."""
+        return {**vars(self), "handout": None, "_earlier": EarlierPasses()}
 
     @property
     def rank(self) -> int:
@@ -44,6 +52,13 @@ class Passes:
         """This rank's part of ``order``; the same number of visits on every rank."""
         size = self.world_size
         return order if size == 1 else order[: order.numel() // size * size][self.rank :: size]
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes make the visits of an epoch together: also where a wrapper deals batches out to them."""
+        if self.handout is None or not self.handout.is_explicit:
+            return self.world_size
+        return max(self.world_size, ranks.world_size(), self.handout.facts.num_dealt)
 
     @property
     def is_over(self) -> bool:
@@ -62,6 +77,7 @@ class Passes:
         """
         if self.handout is None:
             return self.is_over
+        self.handout.supersede()
         self.handout.check_end()
         self._num_idle = self._num_idle + 1 if self.handout.is_untouched and self.handout.is_spent else 0
         if self._num_idle >= _IDLE_PASSES_ALLOWED:
@@ -74,6 +90,8 @@ class Passes:
     def begin(self, order: Int64[Tensor, " visits"], epoch: int, num_visits: int) -> Handout:
         """Hand out this rank's share of ``order``, which are those of an epoch's ``num_visits`` not yet trained."""
         self.num_reduced = (num_visits - order.numel()) // self.world_size
+        if self.handout is not None:
+            self._earlier.add(self.handout)
         self.handout = Handout(self.share(order), epoch, num_shares=self.world_size)
         return self.handout
 
@@ -84,6 +102,7 @@ class Passes:
                 "reduce(losses) relies on the order in which this sampler handed out samples, but it handed out none: "
                 "give the pruner to the loader, as DataLoader(data, sampler=pruner), or tell the samples with index="
             )
+        self._earlier.check(self.handout)
         return self.handout.take(batch_size, device)
 
     def take_explicit(self, batch_size: int) -> None:

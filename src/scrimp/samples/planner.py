@@ -19,11 +19,15 @@ from scrimp.samples.scores import ScoreStore
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What an epoch visits. ``factor`` is what the mean of the weighted losses is multiplied by."""
+    """What an epoch visits.
+
+    ``factor`` is what the mean of the weighted losses is multiplied by, ``factor_of_ratio`` a ratio of weighted sums.
+    """
 
     visits: Visits
     num_visits: int
     factor: float
+    factor_of_ratio: float
     seconds: float
 
     def digest(self) -> str:
@@ -62,8 +66,10 @@ class Planner:
             visits = self._choose(epoch)
             seconds = time.perf_counter() - begin
             num_visits = visits.indices.numel()
-            factor = 1.0 if self.scale == "sum" else num_visits / self.num_samples
-            self.plan = EpochPlan(visits, num_visits, factor, seconds)
+            fraction = num_visits / self.num_samples
+            factor = 1.0 if self.scale == "sum" else fraction
+            mean_weight = 1.0 if visits.weights is None else 1 / fraction
+            self.plan = EpochPlan(visits, num_visits, factor, factor * mean_weight, seconds)
             self.seconds += seconds
             expected, self.expected_digest = self.expected_digest, None
             if expected is None and epoch < self.schedule.num_begun:

@@ -48,8 +48,14 @@ class PrunedPlan(PlanSampler):
             raise ConfigError(f"scale is {scale!r}; it has to be 'sum' or 'constant'")
         self._passes = Passes(rank, world_size)
         if num_full_first is None:
-            num_full_first = 1 if rule.needs_scores else 0
+            num_full_first = rule.num_full_first
+        elif isinstance(num_full_first, int) and num_full_first >= 0:
+            num_full_first = max(num_full_first, rule.num_full_first)
         self.schedule = Schedule.of(num_epochs, anneal, num_full_first)
+        if rule.num_visits(num_samples) == num_samples:
+            raise ConfigError(
+                f"{rule!r} visits all of {num_samples} samples, so nothing would ever be left out; lower what it keeps"
+            )
         self.rule = rule
         self.seed = seed
         self.scale = scale

@@ -1,5 +1,7 @@
 """The pruner: a sampler that leaves samples out, and the loss that makes up for it."""
 
+import math
+import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -7,9 +9,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from scrimp._core import ranks
-from scrimp.errors import ConfigError, DataError
-from scrimp.samples.handout import Handout
-from scrimp.samples.loss_values import loss_values
+from scrimp.errors import ConfigError, DataError, NoEffectWarning
+from scrimp.samples.handout import Handout, flattened
+from scrimp.samples.loss_values import LossValues, loss_values, weighted_mean
 from scrimp.samples.planner import EpochPlan
 from scrimp.samples.positions import PositionSampler
 from scrimp.samples.pruned_plan import PrunedPlan
@@ -82,7 +84,7 @@ class SamplePruner(PrunedPlan):
         plan, is_over = self._planner.plan, self._passes.is_over
         if plan is None or is_over:
             return float(self._epoch + is_over)
-        return self._epoch + min(1.0, self._passes.num_reduced * self._passes.world_size / plan.num_visits)
+        return self._epoch + min(1.0, self._passes.num_reduced * self._passes.num_processes / plan.num_visits)
 
     def restart_epoch(self) -> None:
         """Begin the present epoch again with the same plan, after a pass that was left early."""
@@ -108,6 +110,7 @@ class SamplePruner(PrunedPlan):
         index: Int64[Tensor, " batch"] | None = None,
         mask: Shaped[Tensor, "batch ..."] | None = None,
         scores: Float[Tensor, " batch"] | None = None,
+        valid_per_sample: float | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch, weighted so that its expectation is that of the whole data set; and note the scores.
 
@@ -116,15 +119,21 @@ class SamplePruner(PrunedPlan):
 
         Args: losses - one value per sample, unreduced: (batch,), or (batch, tokens) or (batch, height, width), averaged
             per sample, or a dict of such terms, which are added. index - the samples of the batch; if left out, the
-            next ones that the sampler handed out. mask - of the shape of losses: the sum over valid entries is divided
-            by the number of valid entries in the batch. scores - how hard each sample is, if not its loss.
+            next ones that the sampler handed out. mask - of the shape of losses: the weighted sum over valid entries is
+            divided by the weighted number of valid entries in the batch. Both stand for the whole data set, so the loss
+            is consistent whatever lengths and losses have to do with each other; as any ratio over a batch, also
+            without pruning, it is unbiased only up to 1 / batch size. valid_per_sample - the mean number of valid
+            entries per sample of the data set: the denominator is then this times the batch size, and the loss unbiased
+            exactly. scores - how hard each sample is, if not its loss.
         Raises: DataError - an already reduced loss, shapes that do not fit, more losses than samples are out, an index
             that is no index of the data set.
         Cost: a gather, a product and an indexed copy over the batch; no host sync, no collective.
         """
-        values, seen = loss_values(losses, mask)
-        if scores is not None:
-            seen = _checked_scores(scores, values)
+        of = loss_values(losses, mask)
+        values = of.values
+        if valid_per_sample is not None:
+            _check_valid_per_sample(valid_per_sample, of)
+        seen = of.scores if scores is None else _checked_scores(scores, values)
         planner, passes = self._planner, self._passes
         plan = planner.plan or self._planned()
         if index is None:
@@ -134,15 +143,25 @@ class SamplePruner(PrunedPlan):
             passes.take_explicit(values.shape[0])
         planner.scores.observe(index, self.rule.batch_scores(seen))
         passes.count(values.shape[0])
+        weights = None
         if plan.visits.weights is not None:
             weights = planner.weights_by_sample(plan, values.device).index_select(0, index)
-            values = values * weights if values.dtype is weights.dtype else values * weights.to(values.dtype)
-        loss = values.mean()
-        return loss if plan.factor == 1 else loss * plan.factor
+        loss = weighted_mean(of, weights, valid_per_sample)
+        is_ratio = of.num_valid is not None and valid_per_sample is None
+        factor = plan.factor_of_ratio if is_ratio else plan.factor
+        return loss if factor == 1 else loss * factor
 
     def _begin_pass(self) -> Handout:
         if self._passes.end_last(self._epoch):
             self._go_to(self._epoch + 1)
+        if self._epoch >= self.schedule.num_begun:
+            warnings.warn(
+                f"epoch {self._epoch} is beyond num_epochs={self.num_epochs:g} of this pruner (epochs count from 0): "
+                "it visits every sample with weight 1, as the epochs before the end do. Train for as many epochs as "
+                "the pruner was made for, or make it with more",
+                NoEffectWarning,
+                stacklevel=3,
+            )
         plan = self._planned()
         if ranks.world_size() > 1:
             self._refuse_plans_that_differ(plan)
@@ -163,6 +182,13 @@ class SamplePruner(PrunedPlan):
         return indices if visited is None else indices[~visited[indices]]
 
 
+def _check_valid_per_sample(value: float, of: LossValues) -> None:
+    if of.num_valid is None:
+        raise DataError("valid_per_sample is the mean number of valid entries per sample; it goes with mask=")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DataError(f"valid_per_sample is {value!r}; it has to be a positive number")
+
+
 def _checked_scores(scores: Tensor, values: Tensor) -> Tensor:
     if scores.shape != values.shape:
         raise DataError(f"scores have shape {tuple(scores.shape)}; each of {values.shape[0]} samples needs one")
@@ -174,7 +200,7 @@ def _checked_index(index: Tensor, values: Tensor, num_samples: int) -> Int64[Ten
     if index.shape != values.shape or index.dtype not in (torch.int64, torch.int32):
         raise DataError(
             f"index is {index.dtype} {tuple(index.shape)} for {values.shape[0]} losses; it has to hold one integer "
-            "per sample"
+            f"per sample{flattened(values.shape[0], index.numel())}"
         )
     if index.device.type == "cpu":
         lowest, highest = (int(bound) for bound in torch.aminmax(index))

@@ -16,40 +16,42 @@ _EVERY = 5  # steps
 _DECAY = 0.95  # of Lookahead, per step at the end; it rises with the cube of the time, so the start is not held back
 
 
-def with_average(
-    config: TrainConfig, seams: Seams, model: nn.Module, num_steps: int
-) -> tuple[Seams, WeightAverage | None]:
+def with_average(config: TrainConfig, seams: Seams, model: nn.Module) -> tuple[Seams, WeightAverage | None]:
     """``seams`` that also keep the average that ``config`` asks for, and that average.
 
     With ``lookahead`` training goes on from the average every five steps and ends on it; with ``ema`` the average is
-    judged, and is the model at the end. Raises: ConfigError - both are asked for, or a sampler decides how many steps
-    there are.
+    judged, and is the model at the end. The decay of Lookahead follows the progress of training in epochs, so that it
+    reaches its end with any number of steps, known beforehand or not. Raises: ConfigError - both are asked for.
 
     Cost: a copy of the model, one pass over it every five steps.
     Source: K. Jordan, airbench (arXiv 2404.00498), from Zhang et al., "Lookahead Optimizer" (arXiv 1907.08610);
-        D. Page, "Bag of Tricks", for the average that is judged.
+        D. Page, "Bag of Tricks", for the average that is judged. airbench's decay follows the number of steps done.
     """
     if not config.lookahead and config.ema is None:
         return seams, None
     if config.lookahead and config.ema is not None:
         raise ConfigError("--lookahead goes on from an average of the weights and --ema keeps one; choose one of them")
-    flag = "--lookahead" if config.lookahead else "--ema"
-    if seams.sampler is not None:
-        raise ConfigError(f"{flag} has to know the number of steps, which pruning changes; turn one of them off")
-    decay: float | Callable[[int], float] = config.ema or (
-        lambda step: _DECAY**_EVERY * min(1.0, step / num_steps) ** 3
-    )
+    progress = 0.0  # in the middle of the present step
+
+    def before_step(now: float) -> None:
+        nonlocal progress
+        progress = now
+
+    decay: float | Callable[[int], float] = config.ema or (lambda _: _DECAY**_EVERY * progress**3)
     average = WeightAverage(model, decay=decay, every=_EVERY, copy_back=config.lookahead)
 
-    def after_step(step: int) -> None:
+    def after_step(_: int) -> None:
         if config.compress:
             copy_bits_(model, average)
         average.update()
-        if step == num_steps:
-            average.copy_to_model()
 
-    state = {**seams.state, flag.strip("-"): average}
-    added = dataclasses.replace(seams, after_step=(*seams.after_step, after_step), state=state)
+    added = dataclasses.replace(
+        seams,
+        before_step=(*seams.before_step, before_step),
+        after_step=(*seams.after_step, after_step),
+        at_end=(*seams.at_end, average.copy_to_model),
+        state={**seams.state, "lookahead" if config.lookahead else "ema": average},
+    )
     return added, average
 
 

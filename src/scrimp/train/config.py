@@ -75,8 +75,11 @@ class TrainConfig:
     )
     context_length: int = _setting(128, "text: tokens that a sample spans", "data")
 
-    sample_rule: Literal["none", "mean", "quantiles", "budget", "random"] = _setting(
-        "none", "which samples an epoch leaves out, unbiased: mean is InfoBatch, budget an exact number", "samples"
+    sample_rule: Literal["auto", "none", "mean", "quantiles", "budget", "random"] = _setting(
+        "auto",
+        "which samples an epoch leaves out, unbiased: mean is InfoBatch, budget an exact number, random its control; "
+        "auto: mean with --prune-ratio, budget with --keep, else none",
+        "samples",
     )
     prune_ratio: float | None = _setting(
         None, "mean: fraction of the samples below the mean loss that an epoch leaves out (0.5)", "samples"

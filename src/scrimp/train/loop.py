@@ -138,11 +138,6 @@ def steps_wanted(num_epochs: float, epoch: int, num_steps: int) -> int:
     return max(1, round(num_steps * min(1.0, num_epochs - epoch)))
 
 
-def total_steps(num_epochs: float, num_steps: int) -> int:
-    """All steps of a run whose epochs have ``num_steps`` each."""
-    return sum(steps_wanted(num_epochs, epoch, num_steps) for epoch in range(epochs_begun(num_epochs)))
-
-
 def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Batch, bool]]:
     """The batch in ``num_parts`` parts of nearly equal size, each with whether it is the last."""
     if num_parts == 1:

@@ -26,7 +26,7 @@ from scrimp.train.hardware import peak_memory_bytes
 from scrimp.train.job import Job
 from scrimp.train.journal import Journal
 from scrimp.train.loop import epochs_begun, steps_wanted
-from scrimp.train.pruning import class_keep_rates, pruning_totals
+from scrimp.train.pruning import class_keep_rates, pruning_totals, rule_in_words
 from scrimp.train.recipes import RECIPES
 from scrimp.train.sampling import sample_text
 
@@ -102,7 +102,7 @@ def summarize(job: Job, dataset: Dataset, journal: Journal, packed: bits.SizeRep
         cpu_seconds=journal.clock.cpu_seconds(), energy_joules=journal.clock.joules(),
         test_accuracy=journal.evaluation.get("test_accuracy"), test_loss_nats=journal.evaluation["test_loss_nats"],
         test_accuracy_one_view=journal.evaluation.get("test_accuracy_one_view"),
-        evaluation_views=len(views_of(config)[0]),
+        evaluation_views=len(views_of(config)[0]), sample_rule=rule_in_words(config),
         num_parameters=num_parameters, model_float32_bytes=4 * num_parameters,
         model_packed_bytes=None if packed is None else packed.packed_bytes,
         weights_kept_fraction=1.0 if packed is None else packed.weights_kept_fraction,

@@ -20,8 +20,45 @@ _PRUNE_RATIO = 0.5
 _KEEP = 0.6
 
 
+def with_rule_named(config: TrainConfig) -> TrainConfig:
+    """``config`` with the rule and the ratio that it stands for, so that a run's record says what was done.
+
+    Raises: ConfigError - they do not go together.
+    """
+    name, prune_ratio, keep = config.sample_rule, config.prune_ratio, config.keep
+    if prune_ratio is not None and keep is not None:
+        raise ConfigError("--prune-ratio (for the mean threshold) and --keep (for a budget) do not go together")
+    if name == "auto":
+        name = "mean" if prune_ratio is not None else "budget" if keep is not None else "none"
+    if prune_ratio is not None and name != "mean":
+        raise ConfigError(
+            f"--prune-ratio is for --sample-rule mean; {_spoken(name)} takes no such ratio. Leave one of them out"
+        )
+    if keep is not None and name not in {"budget", "random"}:
+        what = "none leaves nothing out (--keep none goes with it)" if name == "none" else f"what {name} keeps depends on the losses"
+        raise ConfigError(f"--keep is for --sample-rule budget and random; {what}. Leave one of them out")
+    if name == "mean" and prune_ratio is None:
+        prune_ratio = _PRUNE_RATIO
+    if name in {"budget", "random"} and keep is None:
+        keep = _KEEP
+    return config.replace(sample_rule=name, prune_ratio=prune_ratio, keep=keep)
+
+
+def rule_in_words(config: TrainConfig) -> str | None:
+    """The rule and its ratio, of settings that name them; ``None`` without pruning."""
+    ratio = f", prune ratio {config.prune_ratio:g}" if config.prune_ratio is not None else ""
+    keep = f", keep {config.keep:g}" if config.keep is not None else ""
+    return None if config.sample_rule == "none" else f"{config.sample_rule}{ratio}{keep}"
+
+
+def _spoken(name: str) -> str:
+    return "without pruning (none) there is nothing that" if name == "none" else f"the rule {name}"
+
+
 def with_pruning(config: TrainConfig, seams: Seams) -> Seams:
     """``seams`` with a pruner as sampler and as reduction of losses, if the settings ask for one.
+
+    Every rule has a first full epoch and the same full ones at the end.
 
     Raises: ConfigError - settings that contradict each other, or seams that have a sampler already.
     """
@@ -32,7 +69,7 @@ def with_pruning(config: TrainConfig, seams: Seams) -> Seams:
         raise ConfigError("samples cannot be pruned (--sample-rule) in a run that has a sampler of its own")
     pruning = _Pruning(config, rule)
     try:
-        pruning.sampler(1)  # too few epochs, for example, are refused before the data is read
+        pruning.sampler(1000)  # too few epochs, for example, are refused before the data is read
     except ConfigError as error:
         raise ConfigError(f"{error} (--keep none, or --savings)") from error
     return dataclasses.replace(
@@ -47,26 +84,21 @@ def with_pruning(config: TrainConfig, seams: Seams) -> Seams:
 def rule_of(config: TrainConfig) -> Rule | None:
     """The rule that ``sample_rule``, ``prune_ratio`` and ``keep`` name; ``None`` for none.
 
-    A ratio alone means the mean threshold, ``keep`` alone a budget. Raises: ConfigError - they do not go together.
+    Raises: ConfigError - they do not go together.
     """
-    name, prune_ratio, keep = config.sample_rule, config.prune_ratio, config.keep
-    if prune_ratio is not None and keep is not None:
-        raise ConfigError("--prune-ratio (for the mean threshold) and --keep (for a budget) do not go together")
-    if name == "none":
-        name = "mean" if prune_ratio is not None else "budget" if keep is not None else "none"
-    if prune_ratio is not None and name != "mean":
-        raise ConfigError(f"--prune-ratio is for --sample-rule mean; the rule {name} takes no such ratio")
-    if keep is not None and name not in {"budget", "random"}:
-        raise ConfigError(f"--keep is for --sample-rule budget and random; what {name} keeps depends on the losses")
-    match name:
+    config = with_rule_named(config)
+    match config.sample_rule:
         case "mean":
-            return MeanThreshold(_PRUNE_RATIO if prune_ratio is None else prune_ratio)
+            assert config.prune_ratio is not None
+            return MeanThreshold(config.prune_ratio)
         case "quantiles":
             return Quantiles()
         case "budget":
-            return Budget(_KEEP if keep is None else keep)
+            assert config.keep is not None
+            return Budget(config.keep)
         case "random":
-            return DynamicRandom(_KEEP if keep is None else keep)
+            assert config.keep is not None
+            return DynamicRandom(config.keep)
         case _:
             return None
 
@@ -104,7 +136,12 @@ class _Pruning:
         is_paper = isinstance(self._rule, MeanThreshold | Quantiles)
         grows = is_paper and config.optimizer == "sgd" and config.clip_norm is None
         self._pruner = SamplePruner(
-            num_samples, config.num_epochs, self._rule, seed=config.seed, scale="sum" if grows else "constant"
+            num_samples,
+            config.num_epochs,
+            self._rule,
+            num_full_first=1,  # of the random rule too: it is the control and makes the visits of the budget
+            seed=config.seed,
+            scale="sum" if grows else "constant",
         )
         return self._pruner
 

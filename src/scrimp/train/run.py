@@ -23,14 +23,14 @@ from scrimp.train.data import Dataset, load_dataset
 from scrimp.train.hardware import choose_autocast, choose_device, deterministic_kernels, seeded
 from scrimp.train.job import Job, Seams
 from scrimp.train.journal import StepInfo
-from scrimp.train.loop import total_steps, train
+from scrimp.train.loop import train
 from scrimp.train.mirrors import open_mirrors, require_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import PACKED_NAME, packed_metadata, summarize, write_model
 from scrimp.train.parallel import local_rank, on_main
 from scrimp.train.profiler import profiled
-from scrimp.train.pruning import rule_of, with_pruning
+from scrimp.train.pruning import rule_of, with_pruning, with_rule_named
 from scrimp.train.run_dir import choose_run_dir, locked
 from scrimp.train.saving import codec_of, open_checkpoints
 from scrimp.train.surgery import change_model_, images_to_whiten, whitening_facts
@@ -81,6 +81,7 @@ def run(
     Raises: ConfigError, DataError, RunExistsError (``out`` holds another run), CheckpointNotFoundError (nothing to
     resume), NonFiniteLossError, OSError (a full disk; the former checkpoint is intact).
     """
+    config = with_rule_named(config)
     require_page_libraries()
     require_mirrors(config)
     codec_of(config)  # refuses now what does not go together
@@ -137,7 +138,7 @@ def _build_job(
         seams = with_visit_counts(seams, loader.num_samples)
     compressor = compressor_of(config, model, _facts(config, dataset), packed_metadata(config, dataset))
     # here, and not before: the average lies where the model does
-    seams, average = with_average(config, seams, model, total_steps(config.num_epochs, len(loader)))
+    seams, average = with_average(config, seams, model)
     optimizer = build_optimizer(config, model)
     freeze = None
     seams = with_compression(compressor, seams, optimizer, average)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scrimp.samples.draw import Visits, random_order
-from scrimp.samples.rules.rule import Rule, ScoreView, check_fraction, hardest_first, rounded_count
+from scrimp.samples.rules.rule import Rule, ScoreView, check_fraction, hardest_first, rounded_count, unscored_first
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class OrderDP(Rule):
     """Draw a ``pool`` of the samples at random and visit the ``top`` of it by score, all with weight 1. Biased.
 
     An epoch has ``pool * top`` of the samples, exactly (0.75 * 0.85, so 64 %, by default). The published method has no
-    full epochs at the end: for that, use ``anneal=0``. Args: pool, top - fractions in (0, 1].
+    full epochs at the end: for that, use ``anneal=0``. Samples without a score come into the pool first.
+    Args: pool, top - fractions in (0, 1].
     Source: OrderDP (ICLR 2026) and its released code, whose defaults for the fractions these are.
     """
 
@@ -30,7 +31,7 @@ class OrderDP(Rule):
 
     def select(self, view: ScoreView) -> Visits:
         """The top of a fresh pool."""
-        order = random_order(view.num_samples, view.generator("pool"))
+        order = unscored_first(random_order(view.num_samples, view.generator("pool")), view.scores)
         pool = order[: rounded_count(self.pool, view.num_samples)]
         ranking = hardest_first(view.scores.index_select(0, pool))
         return view.take(pool.index_select(0, ranking[: self.num_visits(view.num_samples)]))

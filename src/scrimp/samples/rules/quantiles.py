@@ -35,6 +35,8 @@ class Quantiles(Rule):
         for level, keep in zip(self.levels, self.keep, strict=True):
             check_fraction("a level", level)
             check_fraction("keep", keep, one=True)
+        if all(keep == 1 for keep in self.keep):
+            raise ConfigError(f"keep is {self.keep}: every band is kept whole, and nothing would ever be left out")
 
     def select(self, view: ScoreView) -> Visits:
         """Every sample with the probability of its band."""

@@ -92,15 +92,20 @@ class Rule(ABC):
                 return view.draw(torch.where(easy, 0.5, 1.0))
 
     It has to be a pure function of the view: all ranks plan for themselves. A sample without a score (NaN) should be
-    visited. ``scrimp.testing`` and the table in ``tests/samples/test_rules.py`` are what it should pass.
+    visited. ``scrimp.testing.check_rule`` is what it should pass.
     """
 
     unbiased: ClassVar[bool]
     """Whether the weighted loss has the expectation of the full data set's, given the scores."""
     needs_scores: ClassVar[bool] = True
-    """Whether the first epoch has to visit every sample, to learn the scores."""
+    """Whether it looks at scores, so that the first epoch has to visit every sample to learn them."""
     num_tracks: ClassVar[int] = 1
     """Numbers kept per sample, 2 bytes each. The first one is the score."""
+
+    @property
+    def num_full_first(self) -> int:
+        """Epochs at the beginning that have to visit every sample, to learn the scores."""
+        return 1 if self.needs_scores else 0
 
     @abstractmethod
     def select(self, view: ScoreView) -> Visits:
@@ -151,6 +156,12 @@ def check_fraction(name: str, value: float, *, zero: bool = False, one: bool = F
 def rounded_count(keep: float, num_samples: int) -> int:
     """``keep`` of the samples as a whole number, at least 1."""
     return max(1, round(keep * num_samples))
+
+
+def unscored_first(order: Int[Tensor, " samples"], scores: Float[Tensor, " samples"]) -> Int[Tensor, " samples"]:
+    """``order`` with the samples that have no score before all others, so that a pool from its beginning has them."""
+    is_unscored = scores.index_select(0, order).isnan()
+    return torch.cat([order[is_unscored], order[~is_unscored]]) if bool(is_unscored.any()) else order
 
 
 def hardest_first(scores: Float[Tensor, " samples"]) -> Int[Tensor, " samples"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scrimp.errors import ConfigError
 from scrimp.samples.draw import Visits, random_order
-from scrimp.samples.rules.rule import Rule, ScoreView, check_fraction, rounded_count
+from scrimp.samples.rules.rule import Rule, ScoreView, check_fraction, rounded_count, unscored_first
 from scrimp.samples.score_codes import Histogram
 
 _MAX_ROUNDS = 100
@@ -21,7 +21,8 @@ class SeTa(Rule):
 
     The window covers ``window`` of the clusters and moves on by one cluster per epoch, from the easy ones to the hard
     ones and then from the beginning. All weights are 1. From epoch ``window_until`` on there is only the random part:
-    that is the published method's partial annealing, for which the pruner has to be made with ``anneal=0``.
+    that is the published method's partial annealing, for which the pruner has to be made with ``anneal=0``. Samples
+    without a score come into the random part first and are visited in any window.
 
     Args: keep, window - in (0, 1]. num_clusters - from 2. window_until - an epoch, or ``None`` for a window to the end.
     Source: SeTa (CVPR 2025) and its released code, whose script for CIFAR-100 has these defaults. Departs from it:
@@ -40,19 +41,25 @@ class SeTa(Rule):
         check_fraction("window", self.window, one=True)
         if self.num_clusters < 2:
             raise ConfigError(f"num_clusters is {self.num_clusters!r}; a window takes at least two")
+        if self.keep == 1 and round(self.window * self.num_clusters) >= self.num_clusters:
+            raise ConfigError(
+                f"keep=1 and a window of {self.window} of {self.num_clusters} clusters, which is all of them: nothing "
+                "would ever be left out; lower keep or window"
+            )
 
     def select(self, view: ScoreView) -> Visits:
         """The clusters of the window, of a fresh random part."""
-        pool = random_order(view.num_samples, view.generator("pool"))[: rounded_count(self.keep, view.num_samples)]
+        order = unscored_first(random_order(view.num_samples, view.generator("pool")), view.scores)
+        pool = order[: rounded_count(self.keep, view.num_samples)]
         if self.window_until is not None and view.epoch >= self.window_until:
             return view.take(pool)
         scores = view.tracks[0].index_select(0, pool)
         bounds = cluster_bounds(Histogram.of(scores), self.num_clusters)
-        cluster = torch.bucketize(scores.double().nan_to_num(nan=torch.inf), bounds, right=True)
+        cluster = torch.bucketize(scores.double(), bounds, right=True)
         num_clusters = len(bounds) + 1
         size = max(1, round(self.window * num_clusters))
         first = view.epoch % (num_clusters - size + 1)
-        return view.take(pool[(cluster >= first) & (cluster < first + size)])
+        return view.take(pool[((cluster >= first) & (cluster < first + size)) | scores.isnan()])
 
 
 def cluster_bounds(histogram: Histogram, num_clusters: int) -> Float64[Tensor, " bounds"]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scrimp.errors import ConfigError
-from scrimp.samples.draw import Visits, random_order
+from scrimp.samples.draw import Visits
 from scrimp.samples.rules.rule import Rule, ScoreView, check_fraction, hardest_first, rounded_count
 
 
@@ -31,6 +31,11 @@ class StaticTop(Rule):
         if self.after < 1:
             raise ConfigError(f"after is {self.after!r}; at least one epoch is needed to learn scores")
 
+    @property
+    def num_full_first(self) -> int:
+        """Those that learn the scores."""
+        return self.after
+
     def update(
         self,
         tracks: Float[Tensor, "tracks visited"],
@@ -44,7 +49,5 @@ class StaticTop(Rule):
         return torch.where(is_first, observed, tracks[0] + (observed - tracks[0]) / (epoch + 1)).unsqueeze(0)
 
     def select(self, view: ScoreView) -> Visits:
-        """All samples at first, then the highest."""
-        if view.epoch < self.after:
-            return Visits(random_order(view.num_samples, view.generator("order")).to(torch.int64))
+        """The highest. The epochs before ``after`` are full and not chosen here."""
         return view.take(hardest_first(view.scores)[: rounded_count(self.keep, view.num_samples)])
