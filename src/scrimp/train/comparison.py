@@ -137,7 +137,7 @@ def _shortened(plain: TrainConfig, pruned: TrainConfig) -> TrainConfig:
     rule = rule_of(pruned)
     if not isinstance(rule, Budget | DynamicRandom):
         raise ConfigError("the visits of a rule without a budget are not known before; leave the variant shortened out")
-    pruner = SamplePruner(_COUNTED, pruned.num_epochs, rule)
+    pruner = SamplePruner(_COUNTED, pruned.num_epochs, rule, num_full_first=1)  # as runs do
     return plain.replace(num_epochs=round(pruner.total_steps(1) / _COUNTED, 3))
 
 

@@ -35,7 +35,7 @@ def with_rule_named(config: TrainConfig) -> TrainConfig:
             f"--prune-ratio is for --sample-rule mean; {_spoken(name)} takes no such ratio. Leave one of them out"
         )
     if keep is not None and name not in {"budget", "random"}:
-        what = "none leaves nothing out (--keep none goes with it)" if name == "none" else f"what {name} keeps depends on the losses"
+        what = "none leaves nothing out" if name == "none" else f"what {name} keeps depends on the losses"
         raise ConfigError(f"--keep is for --sample-rule budget and random; {what}. Leave one of them out")
     if name == "mean" and prune_ratio is None:
         prune_ratio = _PRUNE_RATIO
