@@ -1,7 +1,6 @@
 """The rules that every test over all rules goes through, and scores to show them."""
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import torch
@@ -15,15 +14,12 @@ from scrimp.samples import (
     Quantiles,
     RePB,
     Rule,
-    ScoreView,
     SeTa,
     StaticRandom,
     StaticTop,
     UpperConfidenceBound,
     median,
 )
-
-NUM_SAMPLES = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +52,3 @@ RULES = {
 }
 UNBIASED = [name for name, rule in RULES.items() if rule.unbiased]
 BIASED = [name for name, rule in RULES.items() if not rule.unbiased]
-
-
-def view_of(rule, epoch, num_samples=NUM_SAMPLES, seed=3, unscored=0):
-    """After two visits of every sample with lognormal losses; waits of 0 to 6 epochs."""
-    random = torch.Generator().manual_seed(11)
-    losses = torch.randn(num_samples, generator=random).exp()
-    tracks = torch.full((rule.num_tracks, num_samples), math.nan)
-    for visit, factor in enumerate([torch.linspace(1, 1.5, num_samples), 1.0]):
-        is_first = torch.full((num_samples,), visit == 0)
-        tracks = rule.update(tracks, rule.batch_scores(factor * losses), is_first, visit).bfloat16().float()
-    tracks[:, :unscored] = math.nan
-    waits = torch.randint(0, 7, (num_samples,), generator=random)
-    return ScoreView(tracks.bfloat16(), (epoch - 1 - waits).clamp(min=-1).to(torch.int32), epoch, seed)

@@ -7,12 +7,12 @@ from torch.utils.data import DataLoader
 
 import scrimp
 from scrimp._core import ranks
-from scrimp.errors import DataError
-from scrimp.samples import Budget, MeanThreshold
+from scrimp.errors import ConfigError, DataError
+from scrimp.samples import Budget, DynamicRandom, MeanThreshold, Quantiles, RePB, UpperConfidenceBound
 from scrimp.testing import assert_same_state, check_ranks_agree, copy_state, run_ranks
 
 NUM_SAMPLES, NUM_EPOCHS, GLOBAL_BATCH = 45, 5, 6
-RULES = [MeanThreshold(), Budget(0.5)]
+RULES = [MeanThreshold(), Budget(0.5), Quantiles(), RePB(), UpperConfidenceBound(0.5)]
 
 
 def train(pruner, num_ranks, num_steps):
@@ -53,7 +53,7 @@ def same_log(actual, expected):
         assert float(loss) == pytest.approx(float(other), rel=1e-6)
 
 
-@pytest.mark.parametrize("rule_number", range(len(RULES)))
+@pytest.mark.parametrize("rule_number", range(2))
 def test_two_ranks_agree_and_do_what_one_does(rule_number):
     """To the middle of an epoch; then on with one rank, and from one rank on with two."""
     two = check_ranks_agree(whole_run, rule_number, 16)
@@ -64,9 +64,143 @@ def test_two_ranks_agree_and_do_what_one_does(rule_number):
     assert_same_state(two["state"]["scores"], one["state"]["scores"])
     assert_same_state(two["state"]["fresh"], one["state"]["fresh"])
 
-    whole = whole_run(0, rule_number, 24)["log"]
-    same_log(one["log"] + resumed_run(0, rule_number, copy_state(two["state"]), 8), whole)
-    same_log(one["log"] + check_ranks_agree(resumed_run, rule_number, one["state"], 8), whole)
+    whole = whole_run(0, rule_number, 22)["log"]
+    same_log(one["log"] + resumed_run(0, rule_number, copy_state(two["state"]), 6), whole)
+    same_log(one["log"] + check_ranks_agree(resumed_run, rule_number, one["state"], 6), whole)
+
+
+# Sharded scores.
+
+
+def both_kinds(rank, rule_number, num_steps):
+    """The same training with and without shards, with and without index."""
+    seen = {}
+    for name, by_index in (("whole", False), ("shards", False), ("shards, index", True)):
+        pruner = scrimp.SamplePruner(
+            NUM_SAMPLES, NUM_EPOCHS, RULES[rule_number], shard_scores=name != "whole", scale="constant"
+        )
+        loader = DataLoader(Numbered(NUM_SAMPLES), batch_size=3, sampler=pruner)
+        log = []
+        while len(log) < num_steps:
+            length = len(loader)
+            for index, _ in loader:
+                losses = loss_of(index, pruner._epoch)
+                losses[index == 7] = torch.nan
+                loss = pruner.reduce(losses, **({"index": index} if by_index else {}))
+                log.append((pruner._epoch, length, index.tolist(), float(loss), pruner.epoch_progress))
+        pruner.sync_scores()
+        state = pruner.state_dict()
+        report = {**pruner.epoch_report().to_dict(), "plan_seconds": 0}
+        run = {**pruner.run_report().to_dict(), "pruning_seconds": 0, "num_nonfinite": 0}
+        seen[name] = {"log": str(log), "state": state, "report": report, "run": run}
+        if name != "whole":
+            held = [*vars(pruner._planner.scores).values()]
+            own = sum(value.numel() for value in held if isinstance(value, torch.Tensor) and value.dtype != torch.int64)
+            assert own <= (2 + RULES[rule_number].num_tracks) * 24
+    assert_same_state(seen["shards"], seen["whole"], "what is seen with sharded scores")
+    assert_same_state(seen["shards, index"], seen["whole"], "what is seen with sharded scores, by index")
+    return {"log": seen["whole"]["log"].count("nan"), "state": seen["whole"]["state"]}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_sharded_scores_do_what_whole_ones_do(world_size):
+    """To the bit, for rules with thresholds, budgets, quantiles and several tracks."""
+    run_ranks(all_kinds, world_size=world_size)
+
+
+def all_kinds(rank):
+    for rule_number in range(len(RULES)):
+        both_kinds(rank, rule_number, 22)
+
+
+def sharded_run(rank, rule_number, num_steps, state=None):
+    pruner = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, RULES[rule_number], shard_scores=True)
+    if state is not None:
+        pruner.load_state_dict(copy_state(state))
+        progress = pruner.epoch_progress
+        assert progress > 0
+    log = train(pruner, ranks.world_size(), num_steps)
+    return {"log": log, "state": pruner.state_dict()}
+
+
+@pytest.mark.parametrize("rule_number", range(2))
+def test_a_sharded_state_goes_on_on_any_number_of_ranks(rule_number):
+    """From one to two, three and back, with shards and without, from the middle of an epoch."""
+    whole = whole_run(0, rule_number, 22)["log"]
+    two = check_ranks_agree(sharded_run, rule_number, 16)
+    same_log(two["log"], whole[:16])
+    same_log(two["log"] + resumed_run(0, rule_number, two["state"], 6), whole)
+    same_log(two["log"] + check_ranks_agree(resumed_run, rule_number, two["state"], 6), whole)
+    for world_size in (2, 3):
+        again = check_ranks_agree(sharded_run, rule_number, 6, two["state"], world_size=world_size)
+        same_log(two["log"] + again["log"], whole)
+
+
+def sharded_strays(rank):
+    pruner = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, DynamicRandom(0.5), num_full_first=0, shard_scores=True)
+    own = list(pruner)
+    left_out = torch.tensor(sorted(set(range(NUM_SAMPLES)) - set(own)))[: 1 + rank]
+    if rank == 1:
+        pruner.reduce(torch.ones(2), index=left_out)
+    try:
+        pruner.set_epoch(1)
+    except DataError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+def test_a_stray_sample_is_an_error_on_every_rank_with_shards_too():
+    assert "does not visit in this epoch" in check_ranks_agree(sharded_strays)
+
+
+def what_sharding_refuses(rank):
+    pruner = scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS, shard_scores=True)
+    messages = []
+    for action in (
+        pruner.epoch_indices,
+        pruner.epoch_weights,
+        lambda: scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS, rank=0, world_size=1, shard_scores=True),
+    ):
+        try:
+            action()
+        except ConfigError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_what_sharding_refuses():
+    messages = check_ranks_agree(what_sharding_refuses)
+    assert [message.split(":")[0][:40] for message in messages] == [
+        "with shard_scores=True a rank keeps only",
+        "with shard_scores=True a rank keeps only",
+        "shard_scores=True shares scores and visi",
+    ]
+
+
+def test_on_one_process_there_is_nothing_to_shard():
+    pruner = scrimp.InfoBatch(NUM_SAMPLES, NUM_EPOCHS, shard_scores=True)
+    assert len(pruner.epoch_indices()) == NUM_SAMPLES
+
+
+# Whole scores.
+
+
+def epoch_and_length(rank):
+    pruner = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, Budget(0.5))
+    loader = DataLoader(Numbered(NUM_SAMPLES), batch_size=5, sampler=pruner)
+    seen = []
+    for _ in range(2):
+        for index, _ in loader:
+            pruner.reduce(loss_of(index, pruner._epoch))
+        seen.append((pruner.epoch, len(pruner)))
+    pruner.sync_scores()
+    resumed = scrimp.SamplePruner(NUM_SAMPLES, NUM_EPOCHS, Budget(0.5))
+    resumed.load_state_dict(copy_state(pruner.state_dict()))
+    return [*seen, (resumed.epoch, len(resumed))]
+
+
+def test_after_a_loop_epoch_and_length_speak_of_the_same_epoch():
+    assert check_ranks_agree(epoch_and_length) == [(0, 22), (1, 11), (2, 11)]
 
 
 def save_without_sharing(rank):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.reference.rules import RULES, view_of
+from tests.reference.rules import RULES
 
 from scrimp import SamplePruner
 from scrimp.errors import ConfigError
@@ -15,64 +15,26 @@ from scrimp.samples import (
     Quantiles,
     RePB,
     Rule,
-    ScoreView,
     SeTa,
     StaticRandom,
     StaticTop,
     UpperConfidenceBound,
 )
+from scrimp.testing import check_rule
+from scrimp.testing.rule import example_view
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_plan_is_a_pure_function_of_the_view(name):
-    rule = RULES[name]
-    first, second = (rule.select(view_of(rule, 9, 300, unscored=20)) for _ in range(2))
-    assert torch.equal(first.indices, second.indices)
-    assert (first.weights is None) == (second.weights is None)
-    assert first.weights is None or torch.equal(first.weights, second.weights)
+def test_the_public_suite(name):
+    """Unbiased rules over ten thousand plans."""
+    check_rule(RULES[name])
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_a_plan_is_a_set_of_samples_with_positive_weights(name):
-    rule = RULES[name]
-    for epoch in range(2, 30):
-        view = view_of(rule, epoch, 300, unscored=5)
-        before = view.tracks.clone()
-        visits = rule.select(view)
-        assert visits.indices.dtype == torch.int64
-        assert len(set(visits.indices.tolist())) == len(visits.indices)
-        assert 0 <= int(visits.indices.min()) <= int(visits.indices.max()) < 300
-        if visits.weights is not None:
-            assert visits.weights.dtype == torch.float32
-            assert visits.weights.shape == visits.indices.shape
-            assert float(visits.weights.min()) >= 1
-        if rule.num_visits(300) is not None:
-            assert len(visits.indices) == rule.num_visits(300)
-        assert torch.equal(view.tracks.view(torch.int16), before.view(torch.int16))
-
-
-FROM_A_RANDOM_POOL = ("OrderDP", "SeTa")
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in RULES if RULES[name].needs_scores and name not in FROM_A_RANDOM_POOL]
-)
-def test_samples_without_a_score_are_visited(name):
-    rule = RULES[name]
+@pytest.mark.parametrize("rule", [SeTa(0.5, window=0.5), OrderDP(0.3, 0.3)])
+def test_samples_without_a_score_come_into_a_random_pool_first(rule):
     for epoch in range(1, 10):
-        visits = rule.select(view_of(rule, epoch, 300, unscored=20))
+        visits = rule.select(example_view(rule, epoch, 300, num_unscored=20))
         assert set(range(20)) <= set(visits.indices.tolist())
-
-
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("scores", [[0.0] * 8, [2.5] * 8, [0.0] * 7 + [3e38], [-1.0] * 4 + [1e-30] * 4])
-def test_odd_scores(name, scores):
-    rule = RULES[name]
-    tracks = torch.tensor([scores] * rule.num_tracks, dtype=torch.bfloat16).abs_() if rule.num_tracks > 1 else None
-    tracks = torch.tensor([scores], dtype=torch.bfloat16) if tracks is None else tracks
-    visits = rule.select(ScoreView(tracks, torch.full((8,), 4, dtype=torch.int16), 5, 0))
-    assert 1 <= len(visits.indices) <= 8
-    assert visits.weights is None or bool(visits.weights.isfinite().all())
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -114,6 +76,8 @@ BAD = [
     lambda: SeTa(window=1.5),
     lambda: SeTa(num_clusters=1),
     lambda: RePB(1.0),
+    lambda: SeTa(keep=1, window=1),
+    lambda: Quantiles((0.5,), (1.0,)),
 ]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from scrimp.errors import DataError
 from scrimp.samples import MeanThreshold, UpperConfidenceBound
-from scrimp.samples.scores import ScoreStore, _packed, _unpacked
+from scrimp.samples.scores import ScoreStore, packed, unpacked
 from scrimp.testing import check_stateful
 
 
@@ -69,9 +69,9 @@ def test_long_runs_count_epochs_in_32_bits():
 def test_packed_scores_come_back_to_the_bit():
     values = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
     index = torch.arange(len(values)) + 2**40
-    packed = _packed((index, values))
-    assert torch.equal(packed >> 16, index)
-    assert torch.equal(_unpacked(packed).view(torch.int16), values.view(torch.int16))
+    numbers = packed(index, values)
+    assert torch.equal(numbers >> 16, index)
+    assert torch.equal(unpacked(numbers).view(torch.int16), values.view(torch.int16))
 
 
 def test_the_shared_suite():

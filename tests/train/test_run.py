@@ -32,6 +32,7 @@ from scrimp.train.config import TrainConfig
 from scrimp.train.data import load_dataset
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.outcome import command_line
+from scrimp.train.pruning import with_rule_named
 from scrimp.train.recipes import RECIPES, text
 from scrimp.train.run import Started, run
 
@@ -62,7 +63,7 @@ def test_a_finished_run_leaves_everything(tmp_path: Path) -> None:
     assert (done.run_dir, done.status, done.step) == (out, RunStatus.FINISHED, 33)
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "model.safetensors"}
-    assert TrainConfig.from_dict(json.loads((out / "config.json").read_text())) == config
+    assert TrainConfig.from_dict(json.loads((out / "config.json").read_text())) == with_rule_named(config)
     assert [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")] == []
 
     summary = json.loads((out / "summary.json").read_text())

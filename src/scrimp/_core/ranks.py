@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,24 @@ def all_gather_ints(values: Int64[Tensor, " own"]) -> list[Int64[Tensor, " other
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
     return [part[:count].to(values.device) for part, count in zip(gathered, counts, strict=True)]
+
+
+def all_to_all_ints(parts: Sequence[Int64[Tensor, " own"]]) -> list[Int64[Tensor, " others"]]:
+    """Send ``parts[r]`` to rank r; returns what every rank sent here, in the order of the ranks. Lengths may differ.
+
+    Args: parts - one for each rank, all on one device. Cost: two collectives (lengths, then values); one host sync.
+    """
+    if not _is_distributed():
+        return list(parts)
+    home = parts[0].device
+    device = _collective_device(home)
+    lengths = torch.tensor([part.numel() for part in parts], dtype=torch.int64, device=device)
+    incoming = torch.empty_like(lengths)
+    dist.all_to_all_single(incoming, lengths)
+    sent, received = lengths.tolist(), incoming.tolist()
+    values = torch.empty(sum(received), dtype=torch.int64, device=device)
+    dist.all_to_all_single(values, torch.cat(list(parts)).to(device), received, sent)
+    return list(values.to(home).split(received))
 
 
 def all_reduce_sum_(values: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class InfoBatch(SamplePruner):
         scale: Literal["sum", "constant"] = "sum",
         rank: int | None = None,
         world_size: int | None = None,
+        shard_scores: bool = False,
     ) -> None:
         super().__init__(
             num_samples,
@@ -41,4 +42,5 @@ class InfoBatch(SamplePruner):
             scale=scale,
             rank=rank,
             world_size=world_size,
+            shard_scores=shard_scores,
         )

@@ -87,12 +87,12 @@ class Passes:
             )
         return self.is_over or (self.handout.is_explicit and self.handout.is_spent)
 
-    def begin(self, order: Int64[Tensor, " visits"], epoch: int, num_visits: int) -> Handout:
-        """Hand out this rank's share of ``order``, which are those of an epoch's ``num_visits`` not yet trained."""
-        self.num_reduced = (num_visits - order.numel()) // self.world_size
+    def begin(self, own: Int64[Tensor, " own"], epoch: int, num_own: int) -> Handout:
+        """Hand out ``own``, those of this rank's ``num_own`` visits of an epoch that were not trained yet."""
+        self.num_reduced = num_own - own.numel()
         if self.handout is not None:
             self._earlier.add(self.handout)
-        self.handout = Handout(self.share(order), epoch, num_shares=self.world_size)
+        self.handout = Handout(own, epoch, num_shares=self.world_size)
         return self.handout
 
     def take(self, batch_size: int, device: torch.device) -> Int64[Tensor, " batch"]:

@@ -38,6 +38,7 @@ class PrunedPlan(PlanSampler):
         scale: Literal["sum", "constant"] = "sum",
         rank: int | None = None,
         world_size: int | None = None,
+        shard_scores: bool = False,
     ) -> None:
         _refuse_data_set(num_samples)
         super().__init__(num_samples)
@@ -59,12 +60,24 @@ class PrunedPlan(PlanSampler):
         self.rule = rule
         self.seed = seed
         self.scale = scale
-        self._planner = Planner(num_samples, rule, self.schedule, seed, scale)
+        if shard_scores and (self._passes.rank, self._passes.world_size) != (ranks.rank(), ranks.world_size()):
+            raise ConfigError(
+                "shard_scores=True shares scores and visits out to the processes of torch.distributed alike; leave out "
+                "rank and world_size, and let no wrapper shard the loader"
+            )
+        self.shard_scores = shard_scores
+        share = self._passes.share if shard_scores and ranks.world_size() > 1 else None
+        self._planner = Planner(num_samples, rule, self.schedule, seed, scale, share)
+        if share is not None:  # now that all ranks are here; later one may ask alone
+            self._planner.planned(0)
 
     @property
     def epoch(self) -> int:
-        """The present epoch, from 0; the next one as soon as a loop is left whose batches were all reduced."""
-        return self._epoch + self._passes.is_behind
+        """The present epoch, from 0; the next one as soon as a loop is left whose batches were all reduced.
+
+        On several ranks the next one begins with the next pass or with ``set_epoch``, as all ranks have to be there.
+        """
+        return self._epoch + (self._passes.is_behind and ranks.world_size() == 1)
 
     @property
     def num_epochs(self) -> float:
@@ -88,12 +101,18 @@ class PrunedPlan(PlanSampler):
             self._go_to(epoch)
 
     def epoch_indices(self) -> Int64[Tensor, " visits"]:
-        """The samples that the present epoch visits, in order, over all ranks."""
-        return self._planned().visits.indices
+        """The samples that the present epoch visits, in order, over all ranks.
+
+        Raises: ConfigError - scores are sharded, and so are plans.
+        """
+        return self._whole_plan().visits.indices
 
     def epoch_weights(self) -> Float[Tensor, " visits"] | None:
-        """The weight of each visit, in the same order; ``None`` if all are 1, as in full epochs."""
-        return self._planned().visits.weights
+        """The weight of each visit, in the same order; ``None`` if all are 1, as in full epochs.
+
+        Raises: ConfigError - scores are sharded, and so are plans.
+        """
+        return self._whole_plan().visits.weights
 
     def total_steps(
         self, batch_size: int, *, drop_last: bool = False, world_size: int | None = None, accumulation: int = 1
@@ -166,10 +185,16 @@ class PrunedPlan(PlanSampler):
         planner.expected_digest = state["plan_digest"]
         planner.num_planned = (state["num_planned"][0], state["num_planned"][1])
         self._passes.resume(is_partial=state["fresh"] is not None, is_over=state["is_over"])
+        if ranks.world_size() > 1 and state["is_over"]:
+            self._go_to(self._epoch + 1)
+        elif planner.share is not None:
+            planner.planned(self._epoch, None if state["fresh"] is None else ~state["fresh"].cpu().isnan())
 
     def epoch_report(self) -> EpochReport:
         """What is planned for the present epoch. Cost: a few passes over the samples."""
         plan = self._planned()
+        if plan.share is not None:
+            return plan.share.report
         return epoch_report(
             plan.visits,
             epoch=self._epoch,
@@ -202,16 +227,32 @@ class PrunedPlan(PlanSampler):
 
     def _planned(self) -> EpochPlan:
         """The plan of the present epoch."""
+        if self.shard_scores and self._planner.share is None and ranks.world_size() > 1:
+            raise ConfigError(
+                "this pruner was made before torch.distributed was initialised, so its scores are not sharded; make it "
+                "after init_process_group"
+            )
         # exchanging scores takes all ranks, and this may be one alone
         if self._passes.is_behind and ranks.world_size() == 1:
             self._go_to(self._epoch + 1)
         return self._planner.planned(self._epoch)
+
+    def _whole_plan(self) -> EpochPlan:
+        plan = self._planned()
+        if plan.share is not None:
+            raise ConfigError(
+                "with shard_scores=True a rank keeps only its own share of a plan: iterate the pruner (as a "
+                "DataLoader's sampler does), or leave shard_scores out for a loader that takes whole plans"
+            )
+        return plan
 
     def _go_to(self, epoch: int) -> None:
         """Leave the present epoch."""
         self._planner.leave(self._epoch)
         self._passes.leave()
         self._epoch = epoch
+        if self._planner.share is not None:
+            self._planner.planned(epoch)
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -63,7 +63,10 @@ class SamplePruner(PrunedPlan):
         as without pruning; at half of the visits that is like twice the learning rate. "constant": the mean loss, for
         optimizers that do not care for the gradient's scale (Adam, LAMB, sign methods), for gradient clipping, and
         where the learning rate is near the largest that works.
-        rank, world_size - if not those of torch.distributed.
+        rank, world_size - if not those of torch.distributed. shard_scores - for very many samples on several processes:
+        each keeps the scores of its own block of samples and its own share of the plan. Plans are the same, to the bit.
+        Then starting the first pass, ``set_epoch``, ``state_dict`` and ``load_state_dict`` take all ranks,
+        ``epoch_indices`` and loaders that ask for it refuse, and states are those of a pruner without shards.
     Raises: ConfigError - an impossible value, a data set in the place of its length, or a schedule in which no epoch
         could be pruned.
     Cost: between epochs 4 bytes per sample (2 more for each further track of a rule); planning takes about 30 ns per
@@ -79,8 +82,9 @@ class SamplePruner(PrunedPlan):
         of ``pruner.epoch_progress / pruner.num_epochs``, asked for at every step.
         """
         if self._passes.is_resuming and not self._passes.is_over:
-            num_visits = self._planned().num_visits
-            return self._epoch + 1 - self._remaining().numel() / num_visits
+            present = self._planned()
+            num_remaining = self._remaining().numel() if present.share is None else present.share.num_remaining
+            return self._epoch + 1 - num_remaining / present.num_visits
         plan, is_over = self._planner.plan, self._passes.is_over
         if plan is None or is_over:
             return float(self._epoch + is_over)
@@ -93,7 +97,7 @@ class SamplePruner(PrunedPlan):
     def __len__(self) -> int:
         """Visits of this rank in the present epoch (in the rest of it, after a resume)."""
         if self._passes.is_resuming:
-            return self._passes.share(self._remaining()).numel()
+            return self._own(self._planned()).numel()
         return self._planned().num_visits // self._passes.world_size
 
     def __iter__(self) -> Iterator[int]:
@@ -143,10 +147,7 @@ class SamplePruner(PrunedPlan):
             passes.take_explicit(values.shape[0])
         planner.scores.observe(index, self.rule.batch_scores(seen))
         passes.count(values.shape[0])
-        weights = None
-        if plan.visits.weights is not None:
-            weights = planner.weights_by_sample(plan, values.device).index_select(0, index)
-        loss = weighted_mean(of, weights, valid_per_sample)
+        loss = weighted_mean(of, planner.weights_of(plan, index), valid_per_sample)
         is_ratio = of.num_valid is not None and valid_per_sample is None
         factor = plan.factor_of_ratio if is_ratio else plan.factor
         return loss if factor == 1 else loss * factor
@@ -165,8 +166,14 @@ class SamplePruner(PrunedPlan):
         plan = self._planned()
         if ranks.world_size() > 1:
             self._refuse_plans_that_differ(plan)
-        order = self._remaining() if self._passes.is_resuming else plan.visits.indices
-        return self._passes.begin(order, self._epoch, plan.num_visits)
+        own = self._own(plan)
+        return self._passes.begin(own, self._epoch, plan.num_visits // self._passes.world_size)
+
+    def _own(self, plan: EpochPlan) -> Int64[Tensor, " own"]:
+        """What this rank's next pass hands out."""
+        if plan.share is not None:
+            return plan.share.remaining if self._passes.is_resuming else plan.visits.indices
+        return self._passes.share(self._remaining() if self._passes.is_resuming else plan.visits.indices)
 
     def _refuse_plans_that_differ(self, plan: EpochPlan) -> None:
         try:

@@ -88,10 +88,10 @@ class ScoreStore:
         if ranks.world_size() == 1:
             return
         own = self._take_buffer()
-        seen = torch.empty(0, dtype=torch.int64) if own is None else _packed(own)
+        seen = torch.empty(0, dtype=torch.int64) if own is None else packed(*own)
         for part in ranks.all_gather_ints(seen):
             if part.numel():
-                self._note(part >> _SCORE_BITS, _unpacked(part))
+                self._note(part >> _SCORE_BITS, unpacked(part))
 
     def commit(self, epoch: int, planned: Int64[Tensor, " visits"] | None = None) -> None:
         """Make what ``epoch`` has seen the scores, alike on all ranks. Every rank has to call this.
@@ -106,6 +106,10 @@ class ScoreStore:
             return
         if planned is not None:
             _refuse_strays(fresh, planned, epoch)
+        self._settle(fresh, epoch)
+
+    def _settle(self, fresh: BFloat16[Tensor, " samples"], epoch: int) -> None:
+        """What was seen becomes the scores."""
         self._fresh = None
         visited = torch.from_numpy(np.flatnonzero(~fresh.isnan().numpy()))
         self.last_visit[visited] = epoch
@@ -161,8 +165,7 @@ class ScoreStore:
         seen, self._buffer = self._buffer.cpu(), None
         index = torch.from_numpy(np.flatnonzero(seen.view(torch.int32).numpy() != _UNVISITED))
         values = seen.index_select(0, index)
-        rounded = values.to(torch.bfloat16)  # beyond the range of bfloat16 is as good as infinite
-        return index, torch.where(rounded.isfinite(), rounded, torch.inf)
+        return index, rounded(values)
 
     def _drain_buffer(self) -> None:
         if (seen := self._take_buffer()) is not None:
@@ -176,13 +179,20 @@ class ScoreStore:
         self._fresh[index] = values
 
 
-def _packed(seen: tuple[Tensor, Tensor]) -> Int64[Tensor, " visited"]:
-    index, values = seen
+def rounded(values: Float[Tensor, " visited"]) -> BFloat16[Tensor, " visited"]:
+    """To 16 bits; +inf for what is not finite, or beyond the range."""
+    short = values.to(torch.bfloat16)
+    return torch.where(short.isfinite(), short, torch.inf)
+
+
+def packed(index: Int64[Tensor, " visited"], values: BFloat16[Tensor, " visited"]) -> Int64[Tensor, " visited"]:
+    """Index and score in one integer each."""
     return (index << _SCORE_BITS) | (values.view(torch.int16).to(torch.int64) & 0xFFFF)
 
 
-def _unpacked(packed: Int64[Tensor, " visited"]) -> BFloat16[Tensor, " visited"]:
-    bits = packed & 0xFFFF
+def unpacked(numbers: Int64[Tensor, " visited"]) -> BFloat16[Tensor, " visited"]:
+    """The scores; the indices are ``numbers >> 16``."""
+    bits = numbers & 0xFFFF
     return (bits - ((bits >> (_SCORE_BITS - 1)) << _SCORE_BITS)).to(torch.int16).view(torch.bfloat16)
 
 

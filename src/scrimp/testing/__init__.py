@@ -1,6 +1,7 @@
 """Checks that anything with state, ours or yours, can be put through. They need no test framework.
 
-``check_stateful`` is for one process, ``check_ranks_agree`` for several, ``check_codec`` for codecs of checkpoints. A
+``check_stateful`` is for one process, ``check_ranks_agree`` for several, ``check_codec`` for codecs of checkpoints,
+``check_rule`` for rules of sample pruning. A
 failure is an AssertionError that names what differs. ``resume_equivalence`` measures what restored checkpoints cost.
 """
 
@@ -12,6 +13,7 @@ from scrimp.testing.resume_equivalence import (
     resume_equivalence,
     uninterrupted_losses,
 )
+from scrimp.testing.rule import check_rule
 from scrimp.testing.stateful import (
     Stateful,
     assert_same_state,
@@ -32,6 +34,7 @@ __all__ = [
     "check_ranks_agree",
     "check_resume",
     "check_round_trip",
+    "check_rule",
     "check_stateful",
     "copy_state",
     "resume_equivalence",
