@@ -279,6 +279,25 @@ def test_samples_table_goes_on_where_it_stopped(run_main, tmp_path):
         assert by_row[row]["visits_saved"] == pytest.approx(0.25, abs=0.03)
 
 
+def test_samples_table_tunes_each_row(run_main, tmp_path):
+    words = ["--num-epochs", 4, "--runs", tmp_path / "runs.jsonl", "--keep", 0.5, "--rows", "full", "budget"]
+    words += ["--num-samples", 300, "--half-size", "--lr-grid", 0.1, 1e-6, "--tuning-seeds", 1]
+    result, printed = run_main("samples_table", *words, "--seeds", 1)
+    assert printed.count("seed 1000") == 4
+    assert result["learning_rates"] == {"full": 0.1, "budget": 0.1}
+    assert result["tuning"]["full"]["0.1"] > result["tuning"]["full"]["1e-06"]
+    assert [entry["accuracy"]["n"] for entry in result["table"]] == [1, 1]
+    again, printed = run_main("samples_table", *words, "--seeds", 1)
+    assert "seed" not in printed
+    assert again["table"] == result["table"]
+
+
+def test_samples_sharded(run_main):
+    result, _ = run_main("samples_sharded", "--num-samples", 5000)
+    assert result["claims"] == {"same_plan": True, "scores_bytes_per_sample_at_most_8_over_processes": True}
+    assert result["kinds"]["sharded"]["scores_bytes_per_sample"] < 2.01
+
+
 def test_checkpoint_codecs(run_main, tmp_path, monkeypatch, bench):
     result, _ = run_main("checkpoints_speed", "--width", 64, "--repeats", 1, "--symbols", 50_000)
     assert {of["optimizer"] for of in result["speed"]} == {"adamw", "sgd"}

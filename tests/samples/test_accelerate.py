@@ -53,6 +53,7 @@ def two_processes_by_index(rank):
         for index, _ in loader:
             pruner.reduce(loss_of(index, epoch), index=index)
             seen.append((epoch, index.tolist()))
+        assert pruner.epoch_progress == epoch + 1
     pruner.set_epoch(3)
     last = torch.tensor(sorted(sample for epoch, batch in seen for sample in batch if epoch == 2))
     scores = pruner._planner.scores.tracks[0]

@@ -401,6 +401,17 @@ def test_sharding_by_accelerate_is_seen_at_once():
     pruner.reduce(torch.ones(5), index=index)
 
 
+def test_progress_where_a_wrapper_deals_batches_out():
+    """This process trains half of the epoch's batches, and the other half is trained elsewhere."""
+    pruner = scrimp.InfoBatch(40, 5, rank=0, world_size=1)
+    loader = DataLoader(Numbered(40), batch_sampler=BatchSamplerShard(BatchSampler(pruner, 5, drop_last=False)))
+    seen = []
+    for index, _ in loader:
+        pruner.reduce(loss_of(index, 0), index=index)
+        seen.append(pruner.epoch_progress)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_a_share_of_a_share_is_refused():
     pruner = scrimp.InfoBatch(40, 5, rank=0, world_size=2)
     loader = DataLoader(Numbered(40), batch_sampler=BatchSamplerShard(BatchSampler(pruner, 5, drop_last=False)))

@@ -72,7 +72,7 @@ def look_at_loader(frame: Any, num_shares: int, *, saves_state: bool) -> LoaderF
     for _ in range(_FRAMES_TO_LOOK_AT):
         if frame is None:
             break
-        owner, name = frame.f_locals.get("self"), frame.f_code.co_name
+        owner, name = frame.f_locals.get("self"), getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
         frame = frame.f_back
         kind = type(owner).__name__
         if hasattr(owner, "_sampler_iter") and hasattr(owner, "_num_workers"):

@@ -136,6 +136,8 @@ class Planner:
     def forget(self) -> None:
         """Make the plan anew when it is asked for again."""
         self.plan = self._weights = self._samples = None
+        if isinstance(self.scores, ShardedScoreStore):
+            self.scores.allowed = None
 
     def weights_of(self, plan: EpochPlan, index: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"] | None:
         """The weights of samples, where ``index`` is; ``None`` if all are 1.
@@ -151,8 +153,10 @@ class Planner:
                 by_sample[plan.visits.indices] = weights
                 self._weights = by_sample.to(index.device)
             else:
-                samples, order = plan.visits.indices.sort()
-                self._samples, self._weights = samples.to(index.device), weights[order].to(index.device)
+                assert isinstance(self.scores, ShardedScoreStore)
+                assert self.scores.allowed is not None
+                self._samples = self.scores.allowed.to(index.device)
+                self._weights = weights[plan.visits.indices.argsort()].to(index.device)
         if self._samples is None:
             return self._weights.index_select(0, index)
         place = torch.searchsorted(self._samples, index).clamp_(max=self._samples.numel() - 1)
@@ -168,8 +172,11 @@ class Planner:
             plan.visits, epoch=view.epoch, is_full=self.schedule.is_full(view.epoch), scores=view.tracks[0],
             last_visit=view.last_visit, plan_seconds=plan.seconds,
         )  # fmt: skip
-        remaining = indices if visited is None else indices[~visited[indices]]
-        share = OwnShare(plan.digest(), report, self.share(remaining).clone(), remaining.numel())
+        remaining, num_remaining = own.indices, indices.numel()
+        if visited is not None:
+            of_all = indices[~visited[indices]]
+            remaining, num_remaining = self.share(of_all).clone(), of_all.numel()
+        share = OwnShare(plan.digest(), report, remaining, num_remaining)
         self.scores.allowed = own.indices.sort().values
         return dataclasses.replace(plan, visits=own, share=share)
 
