@@ -53,7 +53,8 @@ NAMES = {
     ],
     "scrimp.testing": [
         "RestoreCost", "ResumeReport", "Stateful", "assert_same_state", "check_codec", "check_global_rng_untouched",
-        "check_ranks_agree", "check_resume", "check_round_trip", "check_stateful", "copy_state", "resume_equivalence",
+        "check_ranks_agree", "check_resume", "check_round_trip", "check_rule",
+        "check_stateful", "copy_state", "resume_equivalence",
         "run_ranks", "uninterrupted_losses",
     ],
 }  # fmt: skip
