@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from scrimp.samples import MeanThreshold, Rule, Visits
+from scrimp.samples import Rule, Visits
 from scrimp.samples.rules.rule import hardest_first
 from scrimp.testing import check_rule
 
@@ -125,12 +125,3 @@ def test_a_wrong_rule_is_found(rule, message):
 
 def test_a_right_rule_passes():
     check_rule(Wrong())
-
-
-def test_settings_that_no_state_can_hold_are_found():
-    @dataclasses.dataclass(frozen=True)
-    class Holding(MeanThreshold):
-        extra: object = torch.ones(2)
-
-    with pytest.raises(AssertionError):
-        check_rule(Holding(), num_plans=10)

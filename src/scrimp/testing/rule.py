@@ -52,10 +52,12 @@ def check_plans(rule: Rule) -> None:
     """Plans are pure functions of the view and sound sets of samples, for epochs of all kinds."""
     for epoch in range(_first_pruned(rule), _first_pruned(rule) + 25):
         view = example_view(rule, epoch, _NUM_SAMPLES, num_unscored=5)
-        before = dataclasses.replace(view, tracks=view.tracks.clone(), last_visit=view.last_visit.clone())
+        before, fresh = (
+            dataclasses.replace(view, tracks=view.tracks.clone(), last_visit=view.last_visit.clone()) for _ in range(2)
+        )
         plans: list[Visits] = []
         check_global_rng_untouched(lambda view=view, plans=plans: plans.append(_select(rule, view, "usual scores")))  # type: ignore[misc]
-        again = _select(rule, before, "usual scores")
+        again = _select(rule, fresh, "usual scores")
         what = f"the plan of {rule!r} for epoch {epoch}"
         assert_same_state(_plain(again), _plain(plans[0]), f"{what}, made a second time from the same view,")
         for name in ("tracks", "last_visit"):
