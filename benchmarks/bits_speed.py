@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import scrimp
+from scrimp.cli.allocator import keep_large_blocks
 from scrimp.train.models.convnets import resnet9
 
 Step = Callable[[], None]
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "bits_speed.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_large_blocks()  # as `scrimp train` does; without it variants differ by the pages that they happen to fault in
     torch.manual_seed(0)  # noqa: TID251 - a script may
     seconds = measure(options.width, options.batch_size, options.rounds)
     ratios = ratios_to_plain(seconds)

@@ -428,7 +428,8 @@ def test_compare_keeps_what_the_command_wrote(run_main, bench, monkeypatch, tmp_
     assert "| all | 200.00 % (1/20) |" in printed
 
 
-def test_bits_speed(run_main):
+def test_bits_speed(run_main, bench, monkeypatch):
+    monkeypatch.setattr(bench("bits_speed"), "keep_large_blocks", lambda: False)  # it is for the whole process
     num_threads = torch.get_num_threads()
     try:
         result, shown = run_main("bits_speed", "--width", 2, "--batch-size", 4, "--rounds", 2)
