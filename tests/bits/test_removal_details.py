@@ -482,8 +482,13 @@ def bad_models() -> dict[str, tuple[nn.Module, str]]:
 @pytest.mark.parametrize("name", ["lazy", "parametrised", "weight-normed", "scripted", "sparse", "wrong input"])
 def test_models_that_cannot_be_followed(name: str) -> None:
     model, message = bad_models()[name]
+    before = {key: id(value) for key, value in model.state_dict(keep_vars=True).items()}
+    kinds = [type(module) for module in model.modules()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if name not in ("lazy",) else None
     with pytest.raises(StructureError, match=message):
-        remove_dead_channels_(model, example_inputs=IMAGES)
+        remove_dead_channels_(model, optimizer, example_inputs=IMAGES)
+    assert {key: id(value) for key, value in model.state_dict(keep_vars=True).items()} == before
+    assert [type(module) for module in model.modules()] == kinds
 
 
 def test_bad_arguments() -> None:
