@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from tests.report.fake_run import summary, write_image_run
+from tests.report.fake_run import CONFIG, summary, write_image_run
 
 from scrimp.errors import DataNotFoundError, FormatError
 from scrimp.report.comparison import (
@@ -30,22 +30,24 @@ CHANGES = {
 }
 
 
-def write(folder, *, seeds=3, accuracy=lambda variant, seed: 0.92 + 0.001 * seed, missing=(), **more):
+def write(folder, *, changes=CHANGES, seeds=3, accuracy=lambda variant, seed: 0.92 + 0.001 * seed, missing=(), **more):
     plan = {
         "recipe": "cifar10-small", "seeds": list(range(seeds)), "command": "scrimp compare cifar10-small",
         "num_at_once": 1, "given": {},
-        "variants": [{"name": name, "meaning": f"what {name} is", "settings": {}} for name in CHANGES],
+        "variants": [{"name": name, "meaning": f"what {name} is", "settings": {}} for name in changes],
         **more,
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan))
-    for name, changes in CHANGES.items():
+    for name, of_variant in changes.items():
         for seed in range(seeds):
             if (name, seed) in missing:
                 continue
             run_dir = write_image_run(folder / run_name(name, seed), num_epochs=4)
             with RunWriter(run_dir) as writer:
-                one = {**changes, "seed": seed}
+                gamma = float(name.rpartition("-")[2]) if "gamma" in name else 0.02
+                writer.write_config({**CONFIG, "gamma": gamma})
+                one = {**of_variant, "seed": seed}
                 if accuracy is not None:
                     one["test_accuracy"] = accuracy(name, seed)
                 writer.write_summary(replace(summary(), **one))
@@ -98,6 +100,19 @@ def test_differences_are_taken_over_the_pairs_that_there_are(tmp_path):
     assert without_plain.plain is None
     assert verdicts(without_plain) == ()
     assert "cifar10-small" in render_comparison(without_plain)
+
+
+def test_a_sweep_counts_plain_training_alone_as_plain(tmp_path):
+    changes = {
+        "plain": {}, "samples": {},
+        **{f"bits-gamma-{gamma}": {"model_packed_bytes": round(9000 / gamma)} for gamma in (0.01, 0.1)},
+    }  # fmt: skip
+    found = write(tmp_path / "c", changes=changes, seeds=1)
+    page = render_comparison(found)
+    assert "Size against quality" in page
+    rows = re.findall(r'<th scope="row">(?:plain|0.01|0.1)</th><td>(\d+)</td>', page)
+    assert rows == ["1", "1", "1"]
+    assert "Size against quality" not in render_comparison(write(tmp_path / "d"))
 
 
 def test_energy_of_runs_beside_one_another_is_nobodys(tmp_path):

@@ -27,6 +27,7 @@ from scrimp.report.page import PAGE_NAME, fill_page
 from scrimp.report.record import Point, RunRecord
 from scrimp.report.scatter import Points, scatter_chart
 from scrimp.report.section import Section
+from scrimp.report.sweep import sweep_section
 from scrimp.report.thumbnails import visit_figures
 from scrimp.report.units import byte_unit, format_bytes, format_count, format_seconds
 
@@ -191,6 +192,13 @@ def _curves(comparison: Comparison) -> Section | None:
     return Section("Curves", note="Means over the seeds.", figures=tuple(figures)) if figures else None
 
 
+def _sweep(comparison: Comparison) -> Section | None:
+    swept = [one for one in comparison.finished() if "-gamma-" in one.name]
+    of_plain = [] if comparison.plain is None else [comparison.plain]
+    records = [record for variant in (*of_plain, *swept) for record in variant.records.values()]
+    return sweep_section(records) if swept else None
+
+
 def _network(comparison: Comparison) -> Section | None:
     figures = []
     for variant in comparison.finished():
@@ -245,7 +253,7 @@ def _runs(comparison: Comparison) -> Section | None:
 
 
 _SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
-    _table_section, _words, _trade_offs, _curves, _network, _checkpoints, _samples, _meanings, _runs,
+    _table_section, _words, _trade_offs, _sweep, _curves, _network, _checkpoints, _samples, _meanings, _runs,
 )  # fmt: skip
 
 

@@ -57,10 +57,12 @@ def savings_of(recipe: str) -> Savings:
             )
         case "fashion-mnist":
             return Savings(
-                samples={"keep": 0.55},
-                steps={"pool_early": "activation", "first_size": 16},
-                bits={"compress": True, "gamma": 0.1},
-            )
+                samples={"keep": 0.6},
+                steps={
+                    "whiten": True, "pool_early": "norm", "freeze_bn_scale": True, "bias_scale": 64.0, "first_size": 20,
+                },
+                bits={"compress": True, "gamma": 0.03},
+            )  # fmt: skip
         case "cifar10-small":
             return Savings(
                 samples={"keep": 0.6},
