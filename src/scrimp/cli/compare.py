@@ -57,7 +57,7 @@ def compare_command(words: Sequence[str]) -> int:
             for v in variants
         )
     runs = runs_of(variants, seeds, directory)
-    with _sigterm_as_ctrl_c(), open_progress(runs, num_at_once) as progress:
+    with _signals_as_ctrl_c(), open_progress(runs, num_at_once) as progress:
         try:
             failures = carry_out(
                 runs, num_at_once, on_start=progress.on_start, on_end=progress.on_end, on_wait=progress.on_wait
@@ -183,12 +183,15 @@ def _refuse_torchrun() -> None:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """Both interrupt; also Ctrl-C in a process that was started in the background, where a shell has it ignored."""
+
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
-    former = signal.signal(signal.SIGTERM, interrupt)
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
