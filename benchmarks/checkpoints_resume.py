@@ -2,14 +2,19 @@
 
 A run saves a checkpoint every ``--every`` steps, into a store without exact copies, and goes on from what was stored:
 once (after the last of ``--saves`` checkpoints, so through the whole chain) or at every one of them (``--plan each``).
-Its losses are compared, batch by batch, with those of the run that never stopped. Rows: our codecs, the paper's, every
-bit, and weights without the optimizer's state.
+Its losses are compared, batch by batch, with those of the run that never stopped. Rows: our codecs, the paper's with
+and without its flaw and its parts, values on a uniform grid, every bit (whose difference has to be exactly 0), and
+weights without the optimizer's state.
 
-Each (setting, plan, codec, seed) is one line of the runs file; lines that are there are skipped, so the script can be
-stopped and started again.
+All rows share the run that never stopped. With ``--plan last`` they share its states, too: it is recorded once, bit by
+bit, and a row costs its encoding and ``--then`` steps. ``--work FOLDER`` keeps the recording for another day. Each
+(setting, plan, codec, seed) is one line of the runs file; what is there is skipped, so the script can be stopped
+and started again. Ratios are to the whole state, weights and moments, whatever a row stores of it.
 
-    python benchmarks/checkpoints_resume.py --settings text-0.95 text-0.999 text-muon cifar10 --data-root path/to/data
-    python benchmarks/checkpoints_resume.py --plan each --saves 10 --settings text-0.95
+    python benchmarks/checkpoints_resume.py --settings text-0.95 text-0.999 text-muon --data-root path/to/data
+    python benchmarks/checkpoints_resume.py --settings cifar10 --model-args width=16 --data-root path/to/data
+    python benchmarks/checkpoints_resume.py --plan each --saves 10 --every 60 --then 60 --settings text-0.95
+    python benchmarks/checkpoints_resume.py --settings text-0.999 --model-args depth=6 width=384 --every 300 --saves 2
 """
 
 import argparse
@@ -18,19 +23,22 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, facts, hardware_slug, write_result
+from environment import RESULTS, facts, hardware_slug, read_runs, write_result
 from torch import nn
 from torch.optim import Optimizer
+from value_quantiser import QuantisedValues
 
-from scrimp import checkpoints
-from scrimp.checkpoints import CheckpointStore
-from scrimp.steps import freeze_bn_scale_
-from scrimp.testing import resume_equivalence, uninterrupted_losses
+from scrimp._core.param_groups import no_decay_rule, param_groups
+from scrimp.checkpoints import CheckpointStore, Codec, ExCP, ExCPReference, Lossless, Residual
+from scrimp.checkpoints.reports import by_role
+from scrimp.steps import Muon, freeze_bn_scale_, split_filters
+from scrimp.testing import resume_equivalence
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import load_dataset
 from scrimp.train.models import ModelFacts, build_model
@@ -45,27 +53,50 @@ def configs(data_root: Path | None) -> dict[str, TrainConfig]:
     if data_root is not None:
         text = text.replace(data=str(data_root / "text"))
         cifar = cifar.replace(data=str(data_root / "cifar10"))
-    muon = text.replace(optimizer="muon", muon_learning_rate=0.02, muon_momentum=0.95, momentum=0.9)
+    muon = text.replace(optimizer="muon", muon_learning_rate=0.02, muon_momentum=0.95, beta2=0.95)
     return {
         "text-0.95": text.replace(beta2=0.95),
         "text-0.999": text.replace(beta2=0.999),
-        "text-muon": muon.replace(learning_rate=0.02),
+        "text-muon": muon,
         "cifar10": cifar.replace(whiten=False, lookahead=False),
         "digits": digits,
     }
 
 
-def rows() -> dict[str, tuple[Any, bool]]:
-    """Codecs by name, each with whether the optimizer's state is dropped at a restore."""
-    found: dict[str, tuple[Any, bool]] = {
-        "residual": (checkpoints.Residual(), False),
-        "residual small": (checkpoints.Residual.small(), False),
-        "lossless": (checkpoints.Lossless(), False),
-        "weights only": (checkpoints.Lossless(), True),
-    }
-    if hasattr(checkpoints, "ExCP"):
-        found["ExCP"] = (checkpoints.ExCP(), False)
-    return found
+def optimizer_of(config: TrainConfig, model: nn.Module) -> Optimizer:
+    """As the recipe's; Muon for the matrices of a transformer's blocks has AdamW beside it, for all else."""
+    if config.optimizer != "muon" or config.model != "gpt":
+        return build_optimizer(config, model)
+    groups = param_groups(
+        model, lr=config.learning_rate, weight_decay=config.weight_decay, rules=[no_decay_rule()],
+    )  # fmt: skip
+    matrices, rest = split_filters(model, groups, lambda name, module: "blocks" in name and module.weight.dim() == 2)
+    adamw = torch.optim.AdamW(rest, betas=(config.momentum, config.beta2))
+    return Muon(matrices, lr=config.muon_learning_rate, momentum=config.muon_momentum, auxiliary=adamw)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A codec, and whether the optimizer's state is stored."""
+
+    codec: Codec
+    weights_only: bool = False
+
+
+ROWS: dict[str, Row] = {
+    "lossless": Row(Lossless()),
+    "residual": Row(Residual()),
+    "residual small": Row(Residual.small()),
+    "ExCP as published": Row(ExCP(half_codebook=True)),
+    "ExCP, float32 centers": Row(ExCP()),
+    "ExCP without residual": Row(ExCP(reference=ExCPReference.NONE)),
+    "ExCP without shrinking": Row(ExCP(shrink=False)),
+    "ExCP without codebook": Row(ExCP(num_bits=None)),
+    "ExCP at its cap": Row(ExCP(alpha=1e3)),
+    "uniform values, 8 bits": Row(QuantisedValues(8)),
+    "uniform values, 6 bits": Row(QuantisedValues(6)),
+    "weights only": Row(Lossless(), weights_only=True),
+}
 
 
 class Training:
@@ -83,7 +114,7 @@ class Training:
         self.model: nn.Module = build_model(config.model, config.model_args, shapes).to(device)
         if config.freeze_bn_scale:
             freeze_bn_scale_(self.model)
-        self.optimizer: Optimizer = build_optimizer(self._config, self.model)
+        self.optimizer = optimizer_of(self._config, self.model)
         self._task = Task(dataset.kind, config.label_smoothing)
         self._next, self._batches = -1, iter(())
 
@@ -120,9 +151,48 @@ class Training:
             next(self._batches)
 
 
-def forget(training: Training) -> None:
-    """Drop the optimizer's state."""
-    training.optimizer.state.clear()
+class Replay(Training):
+    """The same run, read from a recording up to its last checkpoint: no batch is computed that others computed."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: Any, seed: int, recording: CheckpointStore, losses: Sequence[float]
+    ) -> None:
+        super().__init__(config, dataset, seed, len(losses))
+        self._recording, self._losses = recording, losses
+        self._states = set(recording.steps())
+        self._last = max(self._states)
+
+    def step(self, number: int) -> float:
+        if number >= self._last:
+            return super().step(number)
+        if number + 1 in self._states:
+            self._recording.restore(number + 1, model=self.model, optimizer=self.optimizer)
+        return self._losses[number]
+
+
+class WeightsOnly(CheckpointStore):
+    """A store that is given no optimizer."""
+
+    def save(self, step: int, *, model: nn.Module, optimizer: Optimizer) -> Any:  # noqa: ARG002
+        return super().save(step, model=model)
+
+    def restore(self, step: int, *, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:  # noqa: ARG002
+        return super().restore(step, model=model)
+
+
+def record(make: Callable[[], Training], folder: Path, told: dict[str, Any]) -> tuple[CheckpointStore, list[float]]:
+    """The run that never stops: its states at each checkpoint, and all its losses. Read, if it was recorded before."""
+    store, losses_file = CheckpointStore(folder / "states", codec=Lossless()), folder / "losses.json"
+    if losses_file.exists():
+        return store, json.loads(losses_file.read_text())
+    training, losses = make(), []
+    last = told["every"] * told["saves"]
+    for number in range(last + told["then"]):
+        if number and number % told["every"] == 0 and number <= last:
+            store.save(number, model=training.model, optimizer=training.optimizer)
+        losses.append(training.step(number))
+    losses_file.write_text(json.dumps(losses))
+    return store, losses
 
 
 def main() -> None:
@@ -130,70 +200,85 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What it costs to go on from stored history.")
     parser.add_argument("--settings", nargs="+", default=["text-0.95"], help="text-0.95 text-0.999 text-muon cifar10")
     parser.add_argument("--plan", choices=["last", "each"], default="last", help="restore after the last, or each")
-    parser.add_argument("--rows", nargs="+", help="codecs; all by default")
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="codecs; all by default")
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--saves", type=int, default=5, help="checkpoints before the (last) restore")
-    parser.add_argument("--then", type=int, default=200, help="steps after the last restore")
+    parser.add_argument("--then", type=int, default=100, help="steps after the last restore")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--model-args", nargs="*", default=[], help="NAME=VALUE, for example width=512")
     parser.add_argument("--data-root", type=Path, help="folder with text/ and cifar10/ ($SCRIMP_DATA)")
+    parser.add_argument("--work", type=Path, help="folder to keep recordings in; by default they go in the end")
     parser.add_argument("--runs", type=Path, help="runs file (default: results/checkpoints_resume_HARDWARE.jsonl)")
     parser.add_argument("--out", type=Path, help="result file (default: results/checkpoints_resume_HARDWARE.json)")
     options = parser.parse_args()
     runs_file = options.runs or RESULTS / f"checkpoints_resume_{hardware_slug()}.jsonl"
-    done = [json.loads(line) for line in runs_file.read_text().splitlines()] if runs_file.exists() else []
-    known = rows()
+    done = read_runs(runs_file)
     model_args = {name: int(value) for name, value in (word.split("=") for word in options.model_args)}
-    for setting in options.settings:
-        config = configs(options.data_root)[setting]
-        config = config.replace(model_args={**config.model_args, **model_args})
-        dataset = load_dataset(config.data)
-        for seed in options.seeds:
-            whole: list[float] = []
-            for row in options.rows or known:
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        for setting in options.settings:
+            config = configs(options.data_root)[setting]
+            config = config.replace(model_args={**config.model_args, **model_args})
+            for seed in options.seeds:
                 told = {
-                    "setting": setting, "plan": options.plan, "row": row, "seed": seed, "every": options.every,
+                    "setting": setting, "plan": options.plan, "seed": seed, "every": options.every,
                     "saves": options.saves, "then": options.then, "model_args": config.model_args,
                 }  # fmt: skip
-                if any(all(run[key] == value for key, value in told.items()) for run in done):
-                    print(f"{told}: in the file already")
+                missing = [row for row in options.rows if not is_done({**told, "row": row}, done)]
+                print(f"{setting}, plan {options.plan}, seed {seed}: {len(options.rows) - len(missing)} rows are there")
+                if not missing:
                     continue
-                num_steps = options.every * options.saves + options.then
-
-                make = functools.partial(Training, config, dataset, seed, num_steps)
-                whole = whole or uninterrupted_losses(make, num_steps)
-                run = {**told, **measure(make, known[row], whole, options)}
-                done.append(run)
-                runs_file.parent.mkdir(parents=True, exist_ok=True)
-                with runs_file.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-                cost, ratio = run["worst_difference"], run["delta_ratio"] or math.nan
-                print(f"{setting}, {row}, seed {seed}: {cost:+.4f} nats at {ratio:.1f}x", flush=True)
+                for run in measure(config, missing, told, work):
+                    done.append(run)
+                    runs_file.parent.mkdir(parents=True, exist_ok=True)
+                    with runs_file.open("a") as file:
+                        file.write(json.dumps(run) + "\n")
     out = options.out or RESULTS / f"checkpoints_resume_{hardware_slug()}.json"
     write_result(out, {"facts": facts(torch.get_num_threads()), "runs": done})
 
 
-def measure(
-    make: Callable[[], Training], row: tuple[Any, bool], whole: list[float], options: argparse.Namespace
-) -> dict[str, Any]:
-    """One row."""
-    codec, drops_state = row
-    steps = [options.every * number for number in range(1, options.saves + 1)]
-    started = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(folder, codec=codec, exact_tail=0)
-        report = resume_equivalence(
-            make,
-            store,
-            save_every=options.every,
-            restore_at=steps if options.plan == "each" else steps[-1:],
-            num_steps=len(whole),
-            uninterrupted=whole,
-            **({"after_restore": forget} if drops_state else {}),
+def is_done(told: dict[str, Any], done: list[dict[str, Any]]) -> bool:
+    return any(all(run[key] == value for key, value in told.items()) for run in done)
+
+
+def measure(config: TrainConfig, rows: list[str], told: dict[str, Any], work: Path) -> Iterator[dict[str, Any]]:
+    """One run for each of the rows, on one recording."""
+    dataset, seed, every, saves = load_dataset(config.data), told["seed"], told["every"], told["saves"]
+    num_steps = every * saves + told["then"]
+    make: Callable[[], Training] = functools.partial(Training, config, dataset, seed, num_steps)
+    name = "-".join(str(value) for key, value in told.items() if key not in ("plan", "model_args"))
+    name += "".join(f"-{key}-{value}" for key, value in sorted(config.model_args.items()))
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    recording, losses = record(make, folder, told)
+    whole = recording.report()
+    if told["plan"] == "last":
+        make = functools.partial(Replay, config, dataset, seed, recording, losses)
+    steps = [every * number for number in range(1, saves + 1)]
+    for row in rows:
+        of = ROWS[row]
+        started = time.process_time()
+        with tempfile.TemporaryDirectory() as temporary:
+            store = (WeightsOnly if of.weights_only else CheckpointStore)(temporary, codec=of.codec, exact_tail=0)
+            report = resume_equivalence(
+                make, store, save_every=every, restore_at=steps if told["plan"] == "each" else steps[-1:],
+                num_steps=num_steps, uninterrupted=losses,
+            ).to_dict()  # fmt: skip
+            roles = by_role(store.tensors())
+        # a row that leaves something out is compared with the whole state all the same
+        of_all = whole.raw_bytes_per_weight / report["raw_bytes_per_weight"]
+        ratios = {key: report[key] and of_all * report[key] for key in ("delta_ratio", "whole_ratio")}
+        report |= {**ratios, "raw_bytes_per_weight": whole.raw_bytes_per_weight}
+        cost, final = report["worst_difference"], sum(losses[-told["then"] :]) / told["then"]
+        print(
+            f"{told['setting']}, {row}: {cost:+.4f} nats at {ratios['delta_ratio'] or math.nan:.1f}x per difference, "
+            f"{ratios['whole_ratio']:.1f}x whole",
+            flush=True,
         )
-    seconds = time.process_time() - started
-    final = sum(whole[-options.then :]) / options.then
-    return {**report.to_dict(), "final_loss_nats": final, "cpu_seconds": seconds, "codec": codec.to_state()}
+        yield {
+            "row": row, **told, **report, "last_by_role": roles, "final_loss_nats": final,
+            "cpu_seconds": round(time.process_time() - started, 1), "codec": of.codec.to_state(),
+        }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -339,14 +339,35 @@ def test_samples_beyond_goes_on_where_it_stopped(run_main, bench, monkeypatch, t
 
 def test_checkpoints_resume_goes_on_where_it_stopped(run_main, tmp_path):
     words = ["--settings", "digits", "--every", 4, "--saves", 2, "--then", 4, "--runs", tmp_path / "runs.jsonl"]
-    result, _ = run_main("checkpoints_resume", *words, "--rows", "lossless", "residual")
-    again, printed = run_main("checkpoints_resume", *words, "--rows", "lossless", "residual", "weights only")
+    kept = ["--work", tmp_path / "work"]
+    result, _ = run_main("checkpoints_resume", *words, *kept, "--rows", "lossless", "residual")
+    rows = ["lossless", "residual", "weights only", "uniform values, 8 bits"]
+    again, printed = run_main("checkpoints_resume", *words, *kept, "--rows", *rows)
     assert again["runs"][:2] == result["runs"]
-    assert printed.count("in the file already") == 2
-    lossless, residual, weights_only = again["runs"]
+    assert "2 rows are there" in printed
+    lossless, residual, weights_only, uniform = again["runs"]
     assert lossless["worst_difference"] == 0 != weights_only["worst_difference"]
-    assert residual["delta_ratio"] > 5 > lossless["delta_ratio"] > 1
+    assert uniform["worst_difference"] != 0
+    assert residual["delta_ratio"] > 5 > weights_only["delta_ratio"] > lossless["delta_ratio"] > 1
+    assert len({run["raw_bytes_per_weight"] for run in again["runs"]}) == 1  # one denominator for all
     assert residual["restores"][0]["num_steps"] == 4
+
+
+def test_checkpoints_resume_from_a_recording_is_as_without(run_main, bench, tmp_path):
+    words = ["--settings", "digits", "--every", 3, "--saves", 2, "--then", 3, "--rows", "residual"]
+    replayed, _ = run_main("checkpoints_resume", *words, "--runs", tmp_path / "replayed.jsonl")
+    resume = bench("checkpoints_resume")
+    told = {"setting": "digits", "seed": 0, "every": 3, "saves": 2, "then": 3}
+    config = resume.configs(None)["digits"]
+    dataset = resume.load_dataset(config.data)
+    make = resume.functools.partial(resume.Training, config, dataset, 0, 9)
+    recording, _ = resume.record(make, tmp_path, told)
+    assert recording.steps() == [3, 6]
+    store = resume.CheckpointStore(tmp_path / "by hand", exact_tail=0)
+    by_hand = resume.resume_equivalence(make, store, save_every=3, restore_at=[6], num_steps=9)
+    (run,) = replayed["runs"]
+    assert run["restores"][0]["difference"] == by_hand.restores[0].difference != 0
+    assert run["delta_ratio"] == by_hand.delta_ratio
 
 
 def test_bits_models(run_main):
@@ -370,7 +391,8 @@ def test_results_name_no_private_folder(bench):
 
 def test_every_claim_is_listed():
     listed = (BENCHMARKS / "README.md").read_text()
-    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"environment.py", "beyond_tasks.py"}
+    shared = {"environment.py", "beyond_tasks.py", "value_quantiser.py"}
+    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - shared
     assert [name for name in scripts if f"| `{name}` |" not in listed] == []
     assert len(listed.splitlines()) <= 60
 
