@@ -42,7 +42,7 @@ def rms(tensor):
     ids=["default", "small", "all bounds", "others"],
 )  # fmt: skip
 def test_conforms(codec):
-    check_codec(codec, num_cases=60)
+    check_codec(codec, num_cases=60, vectors_are_exact=codec.vectors == Bound.exact())
 
 
 def test_everything_exact_is_lossless():
@@ -191,3 +191,40 @@ def test_settings():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"Residual\({name}="):
             Residual(**{name: bound})
+
+
+def vector_states():
+    """A bias before and after some steps, with its moments; the scale of each element's gradient differs."""
+    draw = torch.Generator().manual_seed(3)
+    scale = torch.randn(128, generator=draw).exp_()
+    before = {"weight": torch.randn(128, generator=draw)}
+    after = {
+        "weight": before["weight"] + 0.01 * torch.randn(128, generator=draw),
+        "exp_avg": scale * torch.randn(128, generator=draw),
+        "exp_avg_sq": (scale * torch.randn(128, generator=draw)).square(),
+    }
+    return before, after
+
+
+def test_vectors_are_exact_unless_that_is_asked_for():
+    before, after = vector_states()
+    exact = Residual().encode(group_of(**after), before, previous=before)
+    assert all(error.is_exact for error in exact.errors.values())
+    small = Residual.small().encode(group_of(**after), before, previous=before)
+    movement = rms(after["weight"] - before["weight"])
+    assert 0 < small.errors["weight"].max_abs <= 0.1 * movement
+    factors = (small.decoded["exp_avg_sq"] / after["exp_avg_sq"]).log2().abs()
+    assert 0.3 < float(factors.max()) <= 1
+    assert small.errors["exp_avg_sq"].bound == Bound.factor(2.0)
+    assert not small.decoded["exp_avg"].any()
+    assert len(small.payload) < len(exact.payload) / 4
+
+
+def test_scales_and_statistics_are_exact_even_in_the_smallest():
+    before, after = vector_states()
+    roles = {"weight": TensorRole.BUFFER, "exp_avg": TensorRole.EXACT, "exp_avg_sq": TensorRole.SCORE}
+    encoded = Residual.small().encode(Group(after, roles), before, previous=before)
+    assert_same_state(dict(encoded.decoded), after)
+    tiny = {slot: tensor[:15] for slot, tensor in after.items()}
+    encoded = Residual.small().encode(group_of(**tiny), {"weight": before["weight"][:15]})
+    assert_same_state(dict(encoded.decoded), tiny)

@@ -1,13 +1,13 @@
 """Two gloo processes under torchrun: the same training as one process, and the same resumption."""
 
+import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from tests.reference.command import environment, lines_without_times, same_bits, scrimp, weights
 
@@ -27,6 +27,18 @@ def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*TORCHRUN, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False
     )
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """torchrun and its workers, which have sessions of their own: a signal to torchrun's group would leave them."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) >= 3, "torchrun and two workers"
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
 
 
 def test_two_processes_at_half_the_batch_train_like_one(tmp_path: Path) -> None:
@@ -64,7 +76,7 @@ def test_two_processes_with_dropout_and_batch_norm_resume_bit_for_bit(tmp_path: 
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
         [*TORCHRUN, *words, "--out", "stopped"], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
     checkpoints = CheckpointStore(tmp_path / "stopped" / "checkpoints")
     deadline = time.monotonic() + 120
@@ -72,10 +84,7 @@ def test_two_processes_with_dropout_and_batch_norm_resume_bit_for_bit(tmp_path: 
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    # the whole group: torchrun and its children
-
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_all(process)
     assert not (tmp_path / "stopped" / "summary.json").exists()
     resumed = torchrun("train", "--resume", "--out", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

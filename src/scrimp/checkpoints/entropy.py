@@ -57,31 +57,40 @@ def entropy_bits(symbols: NDArray[np.integer]) -> float:
 
 
 def _encode_chunk(out: ByteWriter, symbols: Symbols) -> None:
-    # many symbols are counted two at a time, which takes half as long
-    pair_counts = _counts_of_pairs(symbols) if len(symbols) >= _SHORTEST_PAIRS else None
-    counts = np.bincount(symbols if pair_counts is None else symbols[len(symbols) & ~1 :], minlength=256)
-    if pair_counts is not None:
-        counts += pair_counts.sum(0) + pair_counts.sum(1)
-    background = int(counts.argmax())
-    num_others = len(symbols) - int(counts[background])
+    # where most symbols are one, only the others are worth counting; a sample tells which one it may be
+    background = int(np.bincount(symbols[:: max(1, len(symbols) >> 12)]).argmax())
+    is_other = symbols != background
+    num_others = int(np.count_nonzero(is_other))
     if num_others == 0:
         out.byte(_CONSTANT)
         out.byte(background)
         return
+    is_sparse = num_others < _MOST_SPARSE * len(symbols)
+    # many symbols are counted two at a time, which takes half as long
+    pair_counts = _counts_of_pairs(symbols) if len(symbols) >= _SHORTEST_PAIRS and not is_sparse else None
+    if not is_sparse:
+        counts = np.bincount(symbols if pair_counts is None else symbols[len(symbols) & ~1 :], minlength=256)
+        if pair_counts is not None:
+            counts += pair_counts.sum(0) + pair_counts.sum(1)
+        if background != int(counts.argmax()):
+            background = int(counts.argmax())
+            is_other = symbols != background
+            num_others = len(symbols) - int(counts[background])
+            is_sparse = num_others < _MOST_SPARSE * len(symbols)
     coder = _ans_coder()
     tables = ByteWriter()
-    if num_others < _MOST_SPARSE * len(symbols):
+    if is_sparse:
         out.byte(_SPARSE)
         out.byte(background)
         out.varint(num_others)
-        counts[background] = 0
         # the decoder needs the last that was written first: gap symbols, their low bits, values
-        places = np.flatnonzero((symbols != background).view(np.bool_))
+        places = np.flatnonzero(is_other)
         gaps = np.diff(places, prepend=-1).astype(np.int32) - 1
         gap_symbols = _gap_symbols(gaps)
-        value_model, value_table = _model(counts)
+        others = symbols[places]
+        value_model, value_table = _model(np.bincount(others, minlength=256))
         gap_model, gap_table = _gap_model(gap_symbols, len(symbols))
-        coder.encode_reverse(symbols[places].astype(np.int32), value_model)
+        coder.encode_reverse(others.astype(np.int32), value_model)
         for num_bits, is_theirs in reversed(list(_widths(gap_symbols))):
             coder.encode_reverse(gaps[is_theirs] & ((1 << num_bits) - 1), _uniform(num_bits))
         coder.encode_reverse(gap_symbols, gap_model)

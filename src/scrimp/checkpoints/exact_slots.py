@@ -19,9 +19,18 @@ _LOSSY_ROLES = (TensorRole.WEIGHT, TensorRole.FIRST_MOMENT, TensorRole.SECOND_MO
 
 
 def may_be_lossy(tensor: Tensor, role: TensorRole) -> bool:
-    """Whether any codec may lose bits of it: a large float matrix that is trained, or a moment of one."""
-    is_large = tensor.dim() >= 2 and tensor.numel() >= SMALLEST_LOSSY
-    return is_large and tensor.dtype in _LOSSY_DTYPES and role in _LOSSY_ROLES
+    """Whether a codec may lose bits of it by default: a large float matrix that is trained, or a moment of one."""
+    return is_large(tensor) and has_lossy_kind(tensor, role)
+
+
+def is_large(tensor: Tensor) -> bool:
+    """A matrix, or more than that, of at least 4096 values."""
+    return tensor.dim() >= 2 and tensor.numel() >= SMALLEST_LOSSY
+
+
+def has_lossy_kind(tensor: Tensor, role: TensorRole) -> bool:
+    """Whether it is a weight or moment in a float type that can be rounded."""
+    return tensor.dtype in _LOSSY_DTYPES and role in _LOSSY_ROLES
 
 
 def exact_entry(slot: str, group: Group, base: Mapping[str, Tensor] | None) -> Entry:

@@ -13,7 +13,7 @@ from scrimp.checkpoints.codec import Codec, Encoded, Group, TensorError
 from scrimp.checkpoints.container import ContainerWriter
 from scrimp.checkpoints.files import NewFile
 from scrimp.checkpoints.layout import GroupLayout, Layout
-from scrimp.checkpoints.lossless import Lossless
+from scrimp.checkpoints.lossless import Lossless, encode_shared
 from scrimp.checkpoints.manifest import Base, FileEntry
 from scrimp.errors import StructureError
 
@@ -79,11 +79,13 @@ class HistoryWriter:
         history: NewFile,
         exact: NewFile | None,
         suffix: str = "",
+        keep_true: bool = True,
     ) -> Written:
         """Write both files to their end and give back what they hold; naming them is the caller's business.
 
         Args: base - what to build upon; ``None`` for a keyframe. true - the weights at the base before coding, by
-            group, as far as known. key_bytes - by group, what it takes without a base, as far as known.
+            group, as far as known. key_bytes - by group, what it takes without a base, as far as known. keep_true -
+            keep a copy of the weights as they are for the next checkpoint, in ``Written.recent``.
         Cost: one encoding with the codec and one without loss; memory for one group, and for ``Written.recent``.
         """
         out = _FileWriter(history, snapshot, self.codec, base, base_layout)
@@ -102,7 +104,7 @@ class HistoryWriter:
                 slot: tensor for slot, tensor in encoded.decoded.items() if packed.roles[slot] in self.codec.base_roles
             }
             is_lossy = any(not error.is_exact for error in encoded.errors.values())
-            if is_lossy:
+            if is_lossy and keep_true:
                 recent.true[group.name] = {
                     slot: tensor.clone()
                     for slot, tensor in packed.tensors.items()
@@ -112,7 +114,7 @@ class HistoryWriter:
                 base.tensors.pop(group.name, None)
             true.pop(group.name, None)
             if copy is not None:
-                copy.add(group, Lossless().encode(packed, None), is_key=True, key_size=0)
+                copy.add(group, encode_shared(packed, None), is_key=True, key_size=0)
         is_exact = all(error.is_exact for error in errors.values())
         entry = out.finish("history", suffix)
         recent.base = Base(snapshot.step, entry.state)

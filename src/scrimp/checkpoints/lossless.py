@@ -39,12 +39,9 @@ class Lossless:
         previous: Mapping[str, Tensor] | None = None,  # noqa: ARG002 - a codec has this signature
     ) -> Encoded:
         """As ``Codec.encode``. Cost: a few passes; about 0.3 GB/s of float32 on one core."""
-        entries = [exact_entry(slot, group, base) for slot in sorted(group.tensors)]
-        return Encoded(
-            payload=write_payload(entries),
-            decoded={entry.slot: group.tensors[entry.slot].detach().clone() for entry in entries},
-            errors={entry.slot: exact_error(group.tensors[entry.slot], len(entry.body)) for entry in entries},
-        )
+        encoded = encode_shared(group, base)
+        copies = {slot: tensor.detach().clone() for slot, tensor in encoded.decoded.items()}
+        return Encoded(encoded.payload, copies, encoded.errors)
 
     def decode(
         self,
@@ -66,3 +63,13 @@ class Lossless:
         if state:
             raise ConfigError(f"the lossless codec has no settings, got {sorted(state)}")
         return cls()
+
+
+def encode_shared(group: Group, base: Mapping[str, Tensor] | None) -> Encoded:
+    """As ``Lossless().encode``, but what is decoded are the group's own tensors, for a caller that only reads them."""
+    entries = [exact_entry(slot, group, base) for slot in sorted(group.tensors)]
+    return Encoded(
+        payload=write_payload(entries),
+        decoded={entry.slot: group.tensors[entry.slot] for entry in entries},
+        errors={entry.slot: exact_error(group.tensors[entry.slot], len(entry.body)) for entry in entries},
+    )

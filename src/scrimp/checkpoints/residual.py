@@ -11,7 +11,14 @@ from scrimp._core.tensor_role import TensorRole
 from scrimp.checkpoints.bound import Bound, BoundKind
 from scrimp.checkpoints.codec import Encoded, Group, TensorError
 from scrimp.checkpoints.decode import decode_payload
-from scrimp.checkpoints.exact_slots import exact_entry, exact_error, fitting_base, may_be_lossy
+from scrimp.checkpoints.exact_slots import (
+    exact_entry,
+    exact_error,
+    fitting_base,
+    has_lossy_kind,
+    is_large,
+    may_be_lossy,
+)
 from scrimp.checkpoints.logarithm import encode_logarithm
 from scrimp.checkpoints.measure import ErrorMeter, rms
 from scrimp.checkpoints.payload import ByteWriter, Entry, Method, write_payload
@@ -21,13 +28,16 @@ from scrimp.errors import ConfigError
 _ADDITIVE = (BoundKind.EXACT, BoundKind.ABSOLUTE, BoundKind.RMS, BoundKind.MOVEMENT)
 _POSSIBLE = {
     "error": _ADDITIVE,
+    "vectors": _ADDITIVE,
     "second_moment": (BoundKind.EXACT, BoundKind.FACTOR),
     "first_moment": (*_ADDITIVE, BoundKind.ROOT),
     "momentum": _ADDITIVE,
 }
 _ERROR, _SECOND_MOMENT = Bound.of_movement(0.6), Bound.factor(3.0)
-_FIRST_MOMENT, _MOMENTUM = Bound.of_root(0.75), Bound.of_rms(2.0)
+_EXACT, _FIRST_MOMENT, _MOMENTUM = Bound.exact(), Bound.of_root(0.75), Bound.of_rms(2.0)
 _MAY_BE_DROPPED = ("first_moment", "momentum")
+_VECTOR_FACTOR = 2.0  # of second moments of vectors, which have no rows and columns to take their level from
+_SHORTEST_VECTOR = 16  # values; below, what a decoder has to know takes more than it saves
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,10 @@ class Residual:
 
     ``error`` bounds weights (0.6 x movement by default), ``second_moment`` what stands under a root, as Adam's
     ``exp_avg_sq`` does, ``first_moment`` what is divided by that root, ``momentum`` what is a step itself. ``None``
-    drops the moment: it comes back as zeros, and nothing is promised. Small tensors (under 4096 values), those of one
-    dimension, and all that is no weight or moment keep every bit, as does a checkpoint without a base.
+    drops the moment: it comes back as zeros, and nothing is promised. ``vectors`` is for trained tensors that are small
+    (under 4096 values) or of one dimension, such as biases and norms: they and their moments keep every bit by default;
+    with any other bound their moments are coded as those of matrices are, second ones to a factor of 2 at most. All
+    that is no weight or moment keeps every bit, as does a checkpoint without a base.
 
     The quantiser's step follows from the bound; for a bound relative to the movement it is the true movement since the
     previous checkpoint (its true values are needed for that; without them, the distance to the base takes its place).
@@ -52,6 +64,7 @@ class Residual:
     second_moment: Bound = _SECOND_MOMENT
     first_moment: Bound | None = _FIRST_MOMENT
     momentum: Bound | None = _MOMENTUM
+    vectors: Bound = _EXACT
 
     def __post_init__(self) -> None:
         for name, kinds in _POSSIBLE.items():
@@ -64,8 +77,13 @@ class Residual:
 
     @classmethod
     def small(cls) -> "Residual":
-        """As small as training bears for history: twice the step, row and column means of moments, no first moments."""
-        return cls(error=Bound.of_movement(1.2), second_moment=Bound.factor(16.0), first_moment=None, momentum=None)
+        """As small as training bears for history: two and a half times the step, little more of second moments than the
+        means of rows and columns, no first moments, and biases and norms to a tenth of their movement.
+        """
+        return cls(
+            error=Bound.of_movement(1.5), second_moment=Bound.factor(16.0), first_moment=None, momentum=None,
+            vectors=Bound.of_movement(0.1),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -98,7 +116,7 @@ class Residual:
         return decode_payload(payload, base, slots)
 
     def to_state(self) -> dict[str, Any]:
-        """The four bounds as JSON values."""
+        """The bounds as JSON values."""
         bounds = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: None if bound is None else bound.to_state() for name, bound in bounds.items()}
 
@@ -131,11 +149,21 @@ class _Encoding:
         slots = sorted(self.group.tensors)
         for slot in sorted(slots, key=lambda slot: self.group.roles[slot] is not TensorRole.SECOND_MOMENT):
             # second moments first, because first moments are in units of what they decode to
-            if self.base is None or not may_be_lossy(self.group.tensors[slot], self.group.roles[slot]):
+            if self.base is None or not self.may_be_lossy(slot):
                 self.keep_exact(slot)
             else:
                 self.encode_slot(slot)
         return Encoded(write_payload(self.entries[slot] for slot in slots), self.decoded, self.errors)
+
+    def may_be_lossy(self, slot: str) -> bool:
+        tensor, role = self.group.tensors[slot], self.group.roles[slot]
+        if not self.is_vector(slot):
+            return may_be_lossy(tensor, role)
+        is_wanted = self.codec.vectors.kind is not BoundKind.EXACT and tensor.numel() >= _SHORTEST_VECTOR
+        return is_wanted and has_lossy_kind(tensor, role)
+
+    def is_vector(self, slot: str) -> bool:
+        return not is_large(self.group.tensors[slot])
 
     def encode_slot(self, slot: str) -> None:
         role = self.group.roles[slot]
@@ -153,13 +181,15 @@ class _Encoding:
         if base is None:  # nothing that it could be a difference from
             self.keep_exact(slot)
             return
-        bound, limit = self.limit_of(slot, self.codec.error)
+        bound, limit = self.limit_of(slot, self.codec.vectors if self.is_vector(slot) else self.codec.error)
         self.movement(slot)  # for the report
         done = encode_uniform(self.group.tensors[slot], limit, base=base) if limit else None
         self.put(slot, Method.UNIFORM, done, bound, limit, needs_base=True)
 
     def encode_second_moment(self, slot: str) -> None:
         bound = self.codec.second_moment
+        if bound.kind is BoundKind.FACTOR and self.is_vector(slot):
+            bound = Bound.factor(min(bound.value, _VECTOR_FACTOR))
         done = encode_logarithm(self.group.tensors[slot], bound.value) if bound.kind is BoundKind.FACTOR else None
         self.put(slot, Method.LOGARITHM, done, bound)
 

@@ -54,7 +54,8 @@ class CheckpointStore:
         the store, saves and restores: each stores its part of the model's and optimizer's DTensors and its own
         ``extra``, the first all that is alike, and the manifest. Without it, one rank alone saves.
 
-    Memory: one copy of what the codec builds upon, and one of the weights before coding. Methods raise what a save in
+    Memory: one copy of the weights (what the next difference builds upon); with ``exact_tail=0`` or at a URL one more,
+    of the weights before coding, which are read from the exact copy elsewhere. Methods raise what a save in
     the background raised before they do anything else. Not for use by several threads.
 
     Example::

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scrimp._core.tensor_role import TensorRole
 from scrimp.checkpoints.catalogue import Catalogue
 from scrimp.checkpoints.chain import BaseState, StateReader
 from scrimp.checkpoints.codec import Codec, TensorError
@@ -117,7 +118,7 @@ class StoreWriter:
             exact = opened.enter_context(files.new_file()) if wants_copy else None
             return HistoryWriter(self._codec).write(
                 snapshot, base, base_layout=base_layout, true=true, key_bytes=key_bytes, history=history, exact=exact,
-                suffix=self._ranks.suffix,
+                suffix=self._ranks.suffix, keep_true=not (exact is not None and files.is_lockable),
             )  # fmt: skip
 
     def _base(
@@ -133,11 +134,21 @@ class StoreWriter:
             return None, None, {}, {}, 0
         shard = manifest.shards[number]
         if recent is not None and recent.base == Base(step, shard.history.state):
-            return recent, recent.layout, recent.true, recent.key_bytes, manifest.hops
+            # an exact copy nearby need not be in memory as well
+            reads_copy = shard.exact is not None and self._catalogue.files.is_lockable
+            known = self._true_values(shard) if reads_copy else recent.true
+            return recent, recent.layout, known, recent.key_bytes, manifest.hops
         reader = self._catalogue.reader(shard.history)
-        true = {} if shard.exact is None else _TrueValues(self._catalogue.reader(shard.exact))
+        true = self._true_values(shard)
         sizes = {name: one.key_bytes for name, one in reader.entries.items()}
         return reader, reader.layout, true, sizes, manifest.hops
+
+    def _true_values(self, shard: ShardEntry) -> MutableMapping[str, dict[str, Tensor]]:
+        """The weights of an exact copy. They are no more than a hint to the codec: without them it does as well."""
+        with suppress(FormatError, CheckpointNotFoundError):
+            if shard.exact is not None:
+                return _TrueValues(self._catalogue.reader(shard.exact), self._codec.base_roles)
+        return {}
 
     def _finish(self, step: int, parts: list[_Part]) -> Manifest:
         catalogue, retention = self._catalogue, self._retention
@@ -162,14 +173,18 @@ class StoreWriter:
 
 
 class _TrueValues(dict[str, dict[str, Tensor]]):
-    """The values of an exact copy by group, read when asked for."""
+    """The values of an exact copy by group, read when asked for; of each group what a codec can use."""
 
-    def __init__(self, reader: StateReader) -> None:
+    def __init__(self, reader: StateReader, roles: frozenset[TensorRole]) -> None:
         super().__init__()
-        self._reader = reader
+        self._reader, self._roles = reader, roles
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The group, or ``default`` when there is none."""
-        if name not in self._reader.layout.by_name:
+        """The group, or ``default`` when there is none that can be read."""
+        group = self._reader.layout.by_name.get(name)
+        if group is None or group.is_bundle:
             return default
-        return self._reader.decode(name)
+        try:
+            return self._reader.decode(name, [slot.name for slot in group.slots if slot.role in self._roles])
+        except (FormatError, CheckpointNotFoundError):
+            return default

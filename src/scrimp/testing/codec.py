@@ -17,14 +17,14 @@ _SMALL = 4096
 _ROUNDING = 1 + 1e-5
 
 
-def check_codec(codec: Codec, *, num_cases: int = 200, seed: int = 0) -> None:
+def check_codec(codec: Codec, *, num_cases: int = 200, seed: int = 0, vectors_are_exact: bool = True) -> None:
     """Put a codec through random groups: every dtype, odd shapes, NaN, infinities, denormals, with and without base.
 
     Checked: what is decoded is, bit for bit, what ``encode`` said; names, shapes and dtypes are kept; slots can be
     decoded alone; arguments are left alone; the same input gives the same bytes; errors are reported as they are and
-    within the bound; what must not be lossy is not (integers, counters, buffers, scores, tensors of one dimension or
-    under 4096 values); a missing base and a truncated payload are refused; settings survive JSON; no global generator
-    is used.
+    within the bound; what must not be lossy is not (integers, counters, buffers, scores; tensors of one dimension or
+    under 4096 values, unless ``vectors_are_exact`` is false); a missing base and a truncated payload are refused;
+    settings survive JSON; no global generator is used.
 
     Raises: AssertionError - the first check that failed, and for which tensors.
     Cost: about 3 ms per case and encoding.
@@ -35,14 +35,14 @@ def check_codec(codec: Codec, *, num_cases: int = 200, seed: int = 0) -> None:
     def check_all() -> None:
         for case in codec_cases(num_cases, seed=seed):
             try:
-                _check_case(codec, case)
+                _check_case(codec, case, vectors_are_exact)
             except AssertionError as error:
                 raise AssertionError(f"{codec.name}, {case.what}: {error}") from error
 
     check_global_rng_untouched(check_all)
 
 
-def _check_case(codec: Codec, case: CodecCase) -> None:
+def _check_case(codec: Codec, case: CodecCase, vectors_are_exact: bool) -> None:
     arguments = {"tensors": dict(case.group.tensors), "base": case.base, "previous": case.previous}
     before = {name: copy_state(value) for name, value in arguments.items()}
     encoded = codec.encode(case.group, case.base, previous=case.previous)
@@ -57,7 +57,8 @@ def _check_case(codec: Codec, case: CodecCase) -> None:
     _check_memory(case, encoded)
     for slot, tensor in case.group.tensors.items():
         try:
-            _check_error(case, slot, tensor, decoded, encoded.errors[slot])
+            must_be_exact = _must_be_exact(case.group, slot, vectors_are_exact)
+            _check_error(case, slot, tensor, decoded, encoded.errors[slot], must_be_exact)
         except AssertionError as error:
             raise AssertionError(f"slot {slot!r}: {error}") from error
 
@@ -94,11 +95,13 @@ def _check_memory(case: CodecCase, encoded: Encoded) -> None:
     assert not shared, f"decoded tensors {shared} share the memory of an argument"
 
 
-def _check_error(case: CodecCase, slot: str, tensor: Tensor, decoded: Mapping[str, Tensor], error: TensorError) -> None:
+def _check_error(
+    case: CodecCase, slot: str, tensor: Tensor, decoded: Mapping[str, Tensor], error: TensorError, must_be_exact: bool
+) -> None:
     coded = decoded[slot]
     assert coded.dtype == tensor.dtype, f"{tensor.dtype} came back as {coded.dtype}"
     assert coded.shape == tensor.shape, f"{tuple(tensor.shape)} came back as {tuple(coded.shape)}"
-    if _must_be_exact(case.group, slot) or error.is_exact:
+    if must_be_exact or error.is_exact:
         assert_same_state(coded, tensor, "what must be exact")
         assert error.is_exact, f"it is exact, but its bound is {error.bound}"
     if not tensor.is_floating_point():
@@ -142,7 +145,7 @@ def _check_bound(case: CodecCase, slot: str, truth: Tensor, value: Tensor, error
             pass
 
 
-def _must_be_exact(group: Group, slot: str) -> bool:
+def _must_be_exact(group: Group, slot: str, vectors_are_exact: bool) -> bool:
     tensor = group.tensors[slot]
     is_small = tensor.dim() < 2 or tensor.numel() < _SMALL
-    return is_small or not tensor.is_floating_point() or group.roles[slot] not in _LOSSY_ROLES
+    return (is_small and vectors_are_exact) or not tensor.is_floating_point() or group.roles[slot] not in _LOSSY_ROLES
