@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from value_quantiser import QuantisedValues
 
 from scrimp._core.param_groups import no_decay_rule, param_groups
-from scrimp.checkpoints import CheckpointStore, Codec, ExCP, ExCPReference, Lossless, Residual
+from scrimp.checkpoints import Bound, CheckpointStore, Codec, ExCP, ExCPReference, Lossless, Residual
 from scrimp.checkpoints.reports import by_role
 from scrimp.steps import Muon, freeze_bn_scale_, split_filters
 from scrimp.testing import resume_equivalence
@@ -86,6 +86,7 @@ class Row:
 ROWS: dict[str, Row] = {
     "lossless": Row(Lossless()),
     "residual": Row(Residual()),
+    "residual, half the step": Row(Residual(error=Bound.of_movement(0.3))),
     "residual small": Row(Residual.small()),
     "ExCP as published": Row(ExCP(half_codebook=True)),
     "ExCP, float32 centers": Row(ExCP()),
