@@ -44,7 +44,8 @@ NAMES = {
     ],
     "scrimp.checkpoints": [
         "Bound", "BoundKind", "CheckpointInfo", "CheckpointStore", "Codec", "Encoded", "ExCP", "ExCPReference", "Group",
-        "ImportReport", "Lossless", "Residual", "SaveReport", "StoreReport", "TensorError", "TensorReport",
+        "ImportReport", "Lossless", "Residual", "SaveReport", "StoreReport", "StoredPart", "TensorError",
+        "TensorPart", "TensorReport",
         "export_state", "export_weights", "import_checkpoint",
     ],
     "scrimp.report": [

@@ -13,6 +13,8 @@ from scrimp.checkpoints.exchange import import_checkpoint as import_checkpoint
 from scrimp.checkpoints.excp import ExCP as ExCP
 from scrimp.checkpoints.excp import ExCPReference as ExCPReference
 from scrimp.checkpoints.lossless import Lossless as Lossless
+from scrimp.checkpoints.parts import StoredPart as StoredPart
+from scrimp.checkpoints.parts import TensorPart as TensorPart
 from scrimp.checkpoints.reports import CheckpointInfo as CheckpointInfo
 from scrimp.checkpoints.reports import SaveReport as SaveReport
 from scrimp.checkpoints.reports import StoreReport as StoreReport
@@ -35,7 +37,9 @@ __all__ = [
     "Residual",
     "SaveReport",
     "StoreReport",
+    "StoredPart",
     "TensorError",
+    "TensorPart",
     "TensorReport",
     "export_state",
     "export_weights",

@@ -70,6 +70,10 @@ class Catalogue:
             raise container.corrupt("its state is not the one that the manifest names")
         return reader
 
+    def readers(self, step: int) -> list[StateReader]:
+        """The file of each rank that gives a step, exactly if there is one. Raises: as ``reader``."""
+        return [self.reader(shard.exact or shard.history) for shard in self.manifest(step).shards]
+
     def initial_state(self) -> InitialState | None:
         """What the init function makes, if there is one."""
         if self._initial is None and self._init is not None:
@@ -78,7 +82,7 @@ class Catalogue:
 
     def load(self, step: int, only: str | Collection[str] | None, rank: int) -> Any:
         """The state of a step, or a part of it; parts of several ranks are put together, ``extra`` is of ``rank``."""
-        readers = [self.reader(shard.exact or shard.history) for shard in self.manifest(step).shards]
+        readers = self.readers(step)
         reader = readers[0]
         is_wanted = _selection(only)
         tensors = _decoded(reader, is_wanted)

@@ -166,27 +166,29 @@ def lay_out(
     model: nn.Module | None = None,
     optimizer: Optimizer | None = None,
     shards: Mapping[str, Shard] | None = None,
+    roles: Mapping[str, TensorRole] | None = None,
+    places: Mapping[str, tuple[str, str]] | None = None,
 ) -> tuple[Layout, list[Any], dict[str, Tensor]]:
     """The layout, the scalars and the tensors by path of ``state``, a dict of ``model``, ``optimizer``, ``extra``, ...
 
     ``model`` and ``optimizer`` say which roles their tensors have and which slots belong to which parameter; without
-    them roles are those of the optimizer's slots by name and of tagged states. Tensors are not copied where they lie
-    dense on the CPU.
+    them roles are those of the optimizer's slots by name and of tagged states. ``roles`` and ``places`` (group, slot)
+    by path go before both. Tensors are not copied where they lie dense on the CPU.
 
     Raises: ConfigError - a value that cannot be stored.
     """
     tensors, text = flatten_state(state)
     tree = json.loads(text)
     channels_last = {leaf["tensor"] for leaf in _leaves(tree) if leaf.get("channels_last")}
-    roles = _roles(state, model)
+    known_roles = {**_roles(state, model), **(roles or {})}
     owners = _owners(model, optimizer)
     scalars: list[Any] = []
     skeleton = json.dumps(_strip(tree, scalars), separators=(",", ":"))
     groups: dict[str, list[Slot]] = {}
     bundles: dict[str, list[Slot]] = {}
     for path, tensor in tensors.items():
-        role = roles.get(path, TensorRole.EXACT)
-        name, slot_name = _place(path, tensor, owners, tensors)
+        role = known_roles.get(path, TensorRole.EXACT)
+        name, slot_name = (places or {}).get(path) or _place(path, tensor, owners, tensors)
         slot = Slot(
             slot_name, path, role, tensor.dtype, tuple(tensor.shape), path in channels_last, (shards or {}).get(path)
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from scrimp.checkpoints.files import Files, open_files
 from scrimp.checkpoints.fit import find_misfits
 from scrimp.checkpoints.history import Snapshot
 from scrimp.checkpoints.layout import Layout, lay_out
+from scrimp.checkpoints.parts import StoredPart, TensorPart, find_parts, lay_out_parts
 from scrimp.checkpoints.reports import (
     CheckpointInfo,
     SaveReport,
@@ -165,6 +166,28 @@ class CheckpointStore:
         if step < 0:
             raise ConfigError(f"step is {step}; a step counts from 0")
         return self._save(step, lay_out({"extra": {}, **state, "step": step}), None, started, wait=wait)
+
+    def save_parts(
+        self, step: int, parts: Sequence[TensorPart], values: Mapping[str, Any] | None = None
+    ) -> SaveReport | None:
+        """Store a checkpoint from parts of tensors as another system cuts them; every rank names every tensor.
+
+        ``values`` are JSON values; of a name on several ranks the first's counts. ``stored_parts`` finds all.
+        Otherwise as ``save``.
+        """
+        started = time.perf_counter()
+        self._background.wait()
+        if step < 0:
+            raise ConfigError(f"step is {step}; a step counts from 0")
+        return self._save(step, lay_out_parts(step, parts, values or {}), None, started, wait=True)
+
+    def stored_parts(self, step: int | None = None) -> tuple[list[StoredPart], Mapping[str, Any]]:
+        """The parts of a checkpoint that ``save_parts`` stored (the newest by default), to be read one by one; values.
+
+        Raises: as ``load``; ConfigError - it was saved otherwise.
+        """
+        self._background.wait()
+        return find_parts(self._catalogue.readers(self._catalogue.existing(step)), self.path)
 
     def _save(
         self,

@@ -1,0 +1,1 @@
+"""Adapters to the frameworks of others; each module imports its own framework only."""
