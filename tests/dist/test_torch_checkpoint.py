@@ -17,6 +17,7 @@ from scrimp.errors import ConfigError
 from scrimp.integrations.torch_checkpoint import StoreReader, StoreWriter
 from scrimp.testing import run_ranks
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 STEPS = (1, 2, 3)
 State = dict[str, Any]
 
