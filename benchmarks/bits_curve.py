@@ -68,7 +68,7 @@ def main() -> None:
     out_file = options.out or RESULTS / f"bits_curve_{name}.json"
     points = []
     for gamma in (None, *options.gammas):
-        more = {} if gamma is None else {"compress": True, "gamma": gamma}
+        more = {"quantizer": TrainConfig().quantizer} if gamma is None else {"compress": True, "gamma": gamma}
         summaries = []
         for seed in range(options.seeds):
             out = options.runs / name / ("plain" if gamma is None else f"gamma-{gamma:g}") / f"seed-{seed}"
