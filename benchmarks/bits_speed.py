@@ -3,7 +3,7 @@
 ResNet-9 on one batch of random images of 32 x 32, channels_last: forward, cross-entropy, size penalty, backward, SGD.
 Both variants, and the plain one a second time as control, take turns step by step, so that a busy machine slows all of
 them alike; the time is the process's CPU time on one thread. No channel is removed: that is where time is saved, and it
-is measured by ``bits_curve.py``.
+is measured by ``bits_epoch_time.py``.
 
     python benchmarks/bits_speed.py
     python benchmarks/bits_speed.py --width 64 --batch-size 512
@@ -36,9 +36,12 @@ def plain(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
-def compressed(quantizer: type[scrimp.bits.Quantizer]) -> Callable[[nn.Module, Tensor, Tensor], Step]:
+def compressed(quantizer: type[scrimp.bits.Quantizer] | None) -> Callable[[nn.Module, Tensor, Tensor], Step]:
+    """``None`` for a model that is quantised already."""
+
     def build(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
-        scrimp.self_compress_(model, images[:2], quantizer=quantizer)
+        if quantizer is not None:
+            scrimp.self_compress_(model, images[:2], quantizer=quantizer)
         groups = scrimp.bits.param_groups(model, lr=1e-4, optimizer=torch.optim.SGD)
         optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
 
@@ -56,6 +59,7 @@ def compressed(quantizer: type[scrimp.bits.Quantizer]) -> Callable[[nn.Module, T
 VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     "plain": plain,
     "plain again": plain,
+    "bits and range": compressed(scrimp.bits.BitsRange),
     "bits and exponent": compressed(scrimp.bits.BitsExponent),
     "step and range": compressed(scrimp.bits.StepRange),
 }
