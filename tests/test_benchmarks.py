@@ -457,9 +457,33 @@ def test_bits_speed(run_main, bench, monkeypatch):
         result, shown = run_main("bits_speed", "--width", 2, "--batch-size", 4, "--rounds", 2)
     finally:
         torch.set_num_threads(num_threads)
-    assert result["ratio_to_plain"].keys() == {"plain again", "bits and exponent", "step and range"}
+    assert result["ratio_to_plain"].keys() == {"plain again", "bits and range", "bits and exponent", "step and range"}
     assert all(ratio["n"] == 2 for ratio in result["ratio_to_plain"].values())
     assert "step and range" in shown
+
+
+def test_bits_epoch_time(run_main):
+    num_threads = torch.get_num_threads()
+    try:
+        result, shown = run_main("bits_epoch_time", "--width", 4, "--batch-size", 4, "--rounds", 1)
+    finally:
+        torch.set_num_threads(num_threads)
+    kept = [point["weights_kept_fraction"] for point in result["points"]]
+    assert kept[0] == 1.0
+    assert kept == sorted(kept, reverse=True)
+    assert kept[3] == pytest.approx(0.18, abs=0.05)
+    assert result["points"][0]["corrected_ratio_to_start"] == 1.0
+    assert result["points"][-1]["corrected_ratio_to_start"] == 0.0
+    assert "one channel per layer" in shown
+
+
+def test_bits_target(run_main, tmp_path):
+    small = ["num_epochs=4", 'model_args={"width":8}', "threads=1"]
+    words = ["--targets", 2500, "--seeds", 1, "--runs", tmp_path / "runs", "--set", *small]
+    result, shown = run_main("bits_target", *words)
+    (one,) = result["runs"]
+    assert abs(one["off"]) == result["largest_off"] <= 0.02
+    assert "2,500 bytes, seed 0" in shown
 
 
 def test_bits_curve_goes_on_where_it_stopped(run_main, tmp_path):
