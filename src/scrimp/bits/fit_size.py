@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scrimp.bits.layers import unique_layers
-from scrimp.bits.pack import packed_bytes_estimate
+from scrimp.bits.pack import size_report
 from scrimp.bits.quantize import MOST_BITS
 from scrimp.errors import ConfigError
 
@@ -31,8 +31,8 @@ def fit_size_(
     weights train on afterwards, and call it again as the size drifts.
 
     Args: metadata - as it will be given to ``scrimp.pack``. tolerance - how far off the target is close enough.
-    Returns: the size now; farther off when no bits give it (the channels' scales alone may take more).
-    Raises: ConfigError - a target that is not positive. Cost: up to 15 times ``packed_bytes_estimate``; host syncs.
+    Returns: the size that the file would have now; farther off when no bits give it (scales alone may take more).
+    Raises: ConfigError - a target that is not positive. Cost: up to 15 times ``size_report``; host syncs.
     """
     if target_bytes < 1 or not tolerance > 0:
         raise ConfigError(f"fit_size_: target_bytes={target_bytes}, tolerance={tolerance}; both have to be positive")
@@ -45,12 +45,12 @@ def fit_size_(
             least = had.clamp(max=max(one.least_bits, _LEAST_LIVE))
             has = torch.where(had > 0, (had + more).clamp(max=MOST_BITS).maximum(least), had)
             one.set_(torch.where(has == had, bits, has), exponent + had - has)
-        return packed_bytes_estimate(model, metadata=metadata)
+        return size_report(model, metadata=metadata).packed_bytes
 
     def miss(size: int) -> float:
         return math.log(size / target_bytes)
 
-    best, size = 0.0, packed_bytes_estimate(model, metadata=metadata)
+    best, size = 0.0, size_report(model, metadata=metadata).packed_bytes
     if not quantizers or abs(miss(size)) <= tolerance:
         return size
     low, high = (-_FARTHEST, 0.0) if size > target_bytes else (0.0, _FARTHEST)
