@@ -63,7 +63,9 @@ def main() -> None:
     changes = {name: json.loads(value) for name, value in (one.split("=", 1) for one in options.set)}
     if options.data:
         changes["data"] = options.data
-    config = with_savings(find_recipe(options.recipe, options.rung), ()).replace(**changes)
+    recipe = find_recipe(options.recipe, options.rung)
+    # a rung has no savings to be without
+    config = (recipe if options.rung is not None else with_savings(recipe, ())).replace(**changes)
     name = options.name or options.recipe
     out_file = options.out or RESULTS / f"bits_curve_{name}.json"
     points = []
