@@ -8,6 +8,7 @@ from statistics import mean
 from scrimp.report.architecture import architecture_of
 from scrimp.report.comparison import (
     CHECKPOINTS,
+    CPU_SECONDS,
     LOSS,
     MODEL,
     SECONDS,
@@ -64,8 +65,11 @@ def _at_a_glance(comparison: Comparison) -> tuple[Fact, ...]:
         return ()
     shown = next((variant for variant in variants if variant.name == _ALL), variants[-1])
     facts = [_result_fact(comparison, shown)]
+    time = (SECONDS, "training time", format_seconds)
+    if comparison.num_at_once > 1:
+        time = (CPU_SECONDS, "processor time", format_seconds)
     for measure, label, show in (
-        (VISITS, "samples visited", format_count), (SECONDS, "training time", format_seconds),
+        (VISITS, "samples visited", format_count), time,
         (MODEL, "model", format_bytes), (CHECKPOINTS, "checkpoints", format_bytes),
     ):  # fmt: skip
         ours, theirs = (cell(comparison, variant, measure) for variant in (shown, comparison.plain))
