@@ -57,7 +57,7 @@ def train(
 
 def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> RunStatus:
     config, model, task, seams, optimizer = job.config, job.model, job.task, job.seams, job.optimizer
-    wrapped = for_ranks(model, job.device)
+    wrapped = for_ranks(model, job.device, some_unused=config.compress)
     parameters = [p for p in model.parameters() if p.requires_grad]
     graphs = step_graphs(job) if config.graphs else None
     clock, num_ranks = journal.clock, world_size()
@@ -83,7 +83,7 @@ def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> 
                 before_step(progress)
             if seams.has_changed():
                 del wrapped  # first, since its hooks last as long as it does
-                wrapped = for_ranks(model, job.device)
+                wrapped = for_ranks(model, job.device, some_unused=config.compress)
 
             with clock("data"):
                 batch = job.in_size(next(batches), progress)

@@ -21,11 +21,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def for_ranks(model: nn.Module, device: torch.device) -> nn.Module:
-    """The module to call in training: ``model`` itself, or wrapped for DDP when there are several processes."""
+def for_ranks(model: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
+    """The module to call in training: ``model`` itself, or wrapped for DDP when there are several processes.
+
+    ``some_unused`` - there may be parameters that no output depends on, as behind a layer that a removal replaced.
+    Cost of that: a walk through the graph in each step.
+    """
     if world_size() == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=some_unused)
 
 
 def gradients_stay_local(wrapped: nn.Module) -> AbstractContextManager[None]:
