@@ -6,7 +6,7 @@ from tests.reference.runs import last_state, run_until, tiny
 
 from scrimp.cli.flags import apply_flags, parse
 from scrimp.cli.main import main
-from scrimp.cli.train import _parser
+from scrimp.cli.train import _configure, _parser
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus, read_run
 from scrimp.testing import assert_same_state
@@ -138,3 +138,16 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(tmp_path, settin
     with pytest.raises(ConfigError, match=message):
         run(tiny(num_epochs=4, **settings), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_short_training_leaves_the_recipes_pruning_out_and_says_so(capsys):
+    assert _configured("--num-epochs", "2").sample_rule == "none"
+    assert "2 epochs are too few to leave samples out; each visits all" in capsys.readouterr().err
+    assert _configured("--num-epochs", "4").keep == 0.6
+    assert _configured("--num-epochs", "2", "--keep", "0.5").keep == 0.5  # what was asked for is refused, later
+    assert _configured("--num-epochs", "2", "--savings", "samples").keep == 0.6
+    assert not capsys.readouterr().err
+
+
+def _configured(*words):
+    return _configure(parse(_parser(TrainConfig()), list(words)))[0]

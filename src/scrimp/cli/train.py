@@ -17,16 +17,17 @@ import torch.distributed
 from scrimp._core.ranks import is_main
 from scrimp.cli.allocator import keep_large_blocks
 from scrimp.cli.display import open_display
-from scrimp.cli.flags import add_config_flags, apply_flags, parse
+from scrimp.cli.flags import add_config_flags, apply_flags, given_flags, parse
 from scrimp.cli.main import EXIT_DONE, EXIT_INTERRUPTED, Parser
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
 from scrimp.train.parallel import local_rank
+from scrimp.train.pruning import is_too_short
 from scrimp.train.recipes import RECIPES, find_recipe
 from scrimp.train.run import Started, run
 from scrimp.train.run_dir import newest_unfinished, read_config
-from scrimp.train.variants import SAVINGS, parse_savings, with_savings
+from scrimp.train.variants import SAMPLE_SETTINGS, SAVINGS, parse_savings, with_savings
 
 _DEFAULT_RECIPE = "digits"
 
@@ -74,7 +75,15 @@ def _configure(namespace: argparse.Namespace) -> tuple[TrainConfig, Path | None]
         recipe = find_recipe(namespace.recipe or _DEFAULT_RECIPE, namespace.rung)
         if namespace.savings is not None:
             recipe = with_savings(recipe, parse_savings(namespace.savings, recipe.recipe))
-        return apply_flags(namespace, recipe), namespace.out
+        config = apply_flags(namespace, recipe)
+        was_asked = namespace.savings is not None or not given_flags(namespace).keys().isdisjoint(SAMPLE_SETTINGS)
+        if not was_asked and is_too_short(config):
+            if os.environ.get("RANK", "0") == "0":
+                print(
+                    f"{config.num_epochs:g} epochs are too few to leave samples out; each visits all", file=sys.stderr
+                )
+            config = config.replace(**dict.fromkeys(("prune_ratio", "keep")), sample_rule="none")
+        return config, namespace.out
     out = namespace.out or newest_unfinished(namespace.recipe)
     stored = read_config(out)
     for flag in ("rung", "savings"):

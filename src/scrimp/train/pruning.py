@@ -81,6 +81,18 @@ def with_pruning(config: TrainConfig, seams: Seams) -> Seams:
     )
 
 
+def is_too_short(config: TrainConfig) -> bool:
+    """Whether the settings ask for pruning in training that has too few epochs for it."""
+    rule = rule_of(config)
+    if rule is None:
+        return False
+    try:
+        _Pruning(config, rule).sampler(1000)
+    except ConfigError:
+        return True
+    return False
+
+
 def rule_of(config: TrainConfig) -> Rule | None:
     """The rule that ``sample_rule``, ``prune_ratio`` and ``keep`` name; ``None`` for none.
 

@@ -16,8 +16,9 @@ from scrimp.train.config import TrainConfig
 SAVINGS = ("samples", "steps", "bits", "checkpoints")
 
 # The settings that belong to a saving. Off, each has the default of TrainConfig, but for the codec.
+SAMPLE_SETTINGS = ("sample_rule", "prune_ratio", "keep")
 _SETTINGS = {
-    "samples": ("sample_rule", "prune_ratio", "keep"),
+    "samples": SAMPLE_SETTINGS,
     "steps": (
         "whiten", "whiten_epsilon", "whiten_bias_epochs", "pool_early", "celu", "ghost_batch", "freeze_bn_scale",
         "bias_scale", "first_size", "last_size", "full_size_from", "views", "lookahead", "ema",
