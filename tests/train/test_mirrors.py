@@ -12,6 +12,7 @@ from tests.reference.runs import tiny
 from scrimp.errors import MissingDependencyError
 from scrimp.report.record import RunWriter
 from scrimp.train.mirrors import MirroringWriter, open_mirrors
+from scrimp.train.pruning import with_rule_named
 from scrimp.train.run import run
 
 
@@ -94,7 +95,7 @@ def test_wandb_gets_one_run_with_the_settings(tmp_path: Path, monkeypatch: pytes
     config = tiny(num_epochs=0.5, wandb="my-project", log_every=11)
     run(config, out=tmp_path / "run")
     assert calls[0]["project"] == "my-project"
-    assert calls[0]["config"] == config.to_dict()
+    assert calls[0]["config"] == with_rule_named(config).to_dict()
     assert (11, ["evaluation/epoch", "evaluation/test_accuracy", "evaluation/test_loss_nats"]) in calls
     assert calls[-1] == "finished"
     assert calls.count("finished") == 1
