@@ -180,7 +180,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingDependencyError, match=r"scrimp\[train\]"):
         render_page(record)
-    for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
+    for name in {"rich", *(name for name in sys.modules if name.split(".")[0] == "rich")}:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"scrimp\[train\]"):
         summary_panel(summary())
