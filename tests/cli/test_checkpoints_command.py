@@ -1,5 +1,6 @@
 """``scrimp checkpoints``: what it shows, writes and refuses."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,41 @@ def test_delete_and_gc(store: CheckpointStore, capsys: pytest.CaptureFixture[str
     assert main(["checkpoints", "gc", store.path, "--grace", "0"]) == 0
     assert "removed 1 files" in capsys.readouterr().out
     assert sizes_in(store.path) == size - 100
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["verify", "STORE"], "decoding"),
+        (["restore", "STORE", "FILE"], "decoding"),
+        (["export", "STORE", "FILE"], "decoding"),
+        (["delete", "STORE", "100"], "rewriting"),
+        (["gc", "STORE"], "looking for debris"),
+        (["import", "OTHER", "FILE"], "storing"),
+    ],
+)
+def test_long_work_shows_a_bar_on_a_terminal_only(
+    store: CheckpointStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    shown: str,
+) -> None:
+    places = {"STORE": store.path, "FILE": str(tmp_path / "file.pt"), "OTHER": str(tmp_path / "other")}
+    if "OTHER" in words:
+        main(["checkpoints", "restore", store.path, places["FILE"]])
+    elif words[0] == "delete":
+        words = [*words, "200"]
+    said = ["checkpoints", *(places.get(word, word) for word in words)]
+    monkeypatch.setenv("TERM", "xterm")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        assert main(said) == 0
+    assert shown in capsys.readouterr().out
+    if words[0] != "delete":
+        assert main(said) == 0
+        assert shown not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def _verify(words: list[str]) -> int:
     store = _open(namespace.store)
     steps = store.steps() if namespace.step is None else [namespace.step]
     broken = {}
-    with _progress(len(steps)) as advance:
+    with _progress("decoding", len(steps)) as advance:
         for step in steps:
             try:
                 store.verify(step)
@@ -102,7 +102,8 @@ def _write(name: str, words: list[str], write: Callable[[CheckpointStore, Path, 
     parser.add_argument("--step", type=int, metavar="N")
     namespace = parse(parser, words)
     store = _open(namespace.store)
-    num_bytes = write(store, namespace.file, namespace.step)
+    with _progress("decoding"):
+        num_bytes = write(store, namespace.file, namespace.step)
     step = store.steps()[-1] if namespace.step is None else namespace.step
     print(f"step {step}: {namespace.file}, {format_bytes(num_bytes)}")
     return EXIT_DONE
@@ -116,8 +117,10 @@ def _delete(words: list[str]) -> int:
     stored = store.steps()
     if missing := [step for step in namespace.steps if step not in stored]:
         raise CheckpointNotFoundError(f"no checkpoint of step {missing[0]} in {store.path}; there are {stored}")
-    for step in namespace.steps:
-        store.delete(step)
+    with _progress("rewriting what builds upon it", len(namespace.steps)) as advance:
+        for step in namespace.steps:
+            store.delete(step)
+            advance()
     print(f"deleted {len(namespace.steps)}; {len(store.steps())} are left, {_total(store)}")
     return EXIT_DONE
 
@@ -127,7 +130,8 @@ def _gc(words: list[str]) -> int:
     parser.add_argument("--grace", type=float, default=3600.0, metavar="SECONDS", help="leave younger files (3600)")
     namespace = parse(parser, words)
     store = _open(namespace.store)
-    removed = store.collect_garbage(grace_seconds=namespace.grace)
+    with _progress("looking for debris"):
+        removed = store.collect_garbage(grace_seconds=namespace.grace)
     print(f"removed {len(removed)} files; {_total(store)} are left")
     return EXIT_DONE
 
@@ -140,11 +144,13 @@ def _import(words: list[str]) -> int:
     if namespace.step is not None and len(namespace.paths) > 1:
         raise ConfigError("--step is for one PATH; several take their steps from their names")
     store = CheckpointStore(namespace.store)
-    for path in namespace.paths:
-        report = import_checkpoint(store, path, namespace.step)
-        print(f"{path}: {report.saved}")
-        for name, why in report.left_out.items():
-            print(f"left out {name}: {why}", file=sys.stderr)
+    with _progress("storing", len(namespace.paths)) as advance:
+        for path in namespace.paths:
+            report = import_checkpoint(store, path, namespace.step)
+            print(f"{path}: {report.saved}")
+            for name, why in report.left_out.items():
+                print(f"left out {name}: {why}", file=sys.stderr)
+            advance()
     return EXIT_DONE
 
 
@@ -217,13 +223,13 @@ def _total(store: CheckpointStore) -> str:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, nothing elsewhere."""
+def _progress(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, which only shows that work goes on where it has no known ``total``; nothing elsewhere."""
     if not sys.stdout.isatty():
         yield lambda: None
         return
     from rich.progress import Progress  # noqa: PLC0415 - optional package
 
     with Progress(transient=True) as progress:
-        task = progress.add_task("decoding", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
