@@ -282,6 +282,8 @@ def test_the_newest_is_exact_and_history_is_what_the_codec_made_of_it(lossy: Che
         expected = weight if codes is None else expected + codes * Rounding().grid
         lossy.save(step, model=net)
         assert torch.equal(lossy.load(step)["model"]["4.weight"], weight)
+        of_history = lossy.load(step, only="model/4.weight", history=True)["model"]["4.weight"]
+        assert torch.equal(of_history, expected)  # what will be left of it
         if step:
             assert torch.equal(lossy.load(step - 1)["model"]["4.weight"], former)
         former = expected

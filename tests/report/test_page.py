@@ -92,6 +92,20 @@ def test_a_text_run_shows_loss_per_character_and_its_sample(tmp_path):
     assert "resumed from step 620" in shown
 
 
+@pytest.mark.parametrize(
+    ("restored", "alike"),
+    [("ROMEO: ah", "Of 9 characters the first 8 are the same"), ("ROMEO: a!", "All of it is the same")],
+)
+def test_what_a_restored_model_writes_stands_beside_the_sample(tmp_path, restored, alike):
+    with RunWriter(tmp_path) as writer:
+        writer.write_config(CONFIG)
+        writer.write_summary(summary(sample_text="ROMEO: a!", restored_sample_text=restored))
+    page = write_page(tmp_path).read_text()
+    assert "Sample after a restore" in headings(page, 2)
+    assert restored in words(page)
+    assert alike in words(page)
+
+
 def test_an_unfinished_run_shows_where_it_stands(tmp_path):
     run_dir = write_image_run(tmp_path / "run", num_epochs=2, is_finished=False)
     assert "unfinished" in words(write_page(run_dir).read_text())
@@ -140,7 +154,17 @@ def test_whatever_a_record_holds_is_text_on_the_page(tmp_path):
         writer.write_config(CONFIG | {evil: evil, "nested": {evil: [evil]}})
         writer.note(evil, step=1, epoch=1.0, seconds=1.0)
         writer.write("epoch", step=1, epoch=1.0, seconds=1.0, epoch_seconds=1.0)
-        names = ("recipe", "data", "model", "device", "precision", "command", "finished_at", "sample_text")
+        names = (
+            "recipe",
+            "data",
+            "model",
+            "device",
+            "precision",
+            "command",
+            "finished_at",
+            "sample_text",
+            "restored_sample_text",
+        )
         changes = dict.fromkeys(names, evil) | {"versions": {evil: evil}, "phase_seconds": {evil: 1.0}}
         writer.write_summary(summary(**changes))
     page = write_page(tmp_path).read_text()
@@ -153,10 +177,10 @@ def test_control_characters_are_shown_as_pictures(tmp_path):
     raw = "a\0b\x1b[31mc\x7f\x85\td\r\ne\rf\ud800"
     with RunWriter(tmp_path) as writer:
         writer.write_config(CONFIG | {"note": raw})
-        writer.write_summary(summary(sample_text=raw, command=raw))
+        writer.write_summary(summary(sample_text=raw, restored_sample_text=raw, command=raw))
     page = write_page(tmp_path).read_bytes().decode()
     shown = "a\u2400b\u241b[31mc\u2421\ufffd\td\r\ne\u240df\ufffd"
-    assert page.count(shown) == 3
+    assert page.count(shown) == 4
     assert set(re.findall(r"[\x00-\x1f\x7f-\x9f]", page)) == {"\t", "\n", "\r"}
 
 

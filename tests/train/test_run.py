@@ -18,6 +18,7 @@ from tests.reference.models import TiedNet
 from tests.reference.runs import run_until, tiny
 from torch import Tensor
 
+from scrimp._core.rng import generator
 from scrimp.checkpoints import CheckpointStore
 from scrimp.errors import (
     CheckpointNotFoundError,
@@ -30,6 +31,8 @@ from scrimp.errors import (
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import load_dataset
+from scrimp.train.journal import StepInfo
+from scrimp.train.load import load_run
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.outcome import command_line
 from scrimp.train.pruning import with_rule_named
@@ -137,6 +140,56 @@ def test_a_text_run_writes_a_sample(tmp_path: Path) -> None:
     again = run(config, out=tmp_path / "again")
     assert again.summary is not None
     assert again.summary.sample_text == done.summary.sample_text
+    assert again.summary.restored_sample_text == done.summary.restored_sample_text
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_text_run_writes_a_sample_with_restored_weights(tmp_path: Path, tied: bool) -> None:
+    source = tmp_path / "fable.txt"
+    source.write_text("the fox said to the crow that the crow sang well. " * 40)
+    config = text().replace(
+        data=str(source), model_args={"depth": 1, "width": 64, "num_heads": 2, "tied": tied}, context_length=16,
+        batch_size=16, num_epochs=2, checkpoint_every=1, threads=1, device="cpu", precision="float32",
+        checkpoint_codec="residual-small", learning_rate=0.1,
+    )  # fmt: skip
+    done = run(config, out=tmp_path / "run").summary
+    assert done is not None
+    assert done.restored_sample_text is not None
+    assert done.restored_sample_text != done.sample_text  # 0.1 is so rough that history shows
+    assert len(done.restored_sample_text) == 400
+    # the same by hand: the model with the history's weights, and a text drawn from it
+    trained = load_run(tmp_path / "run").model
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    trained.load_state_dict(store.load(only="model", history=True)["model"])
+    dataset = load_dataset(str(source))
+    tokens, draw = dataset.test.inputs[:16].long()[None], generator(config.seed, "sample_text")
+    with torch.inference_mode():
+        for _ in range(400):
+            chances = torch.softmax(trained(tokens[:, -16:])[:, -1] / 0.8, dim=-1)
+            tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=draw)], dim=1)
+    assert done.restored_sample_text == dataset.decode(tokens[0, 16:])
+    exact = run(config.replace(checkpoint_codec="lossless"), out=tmp_path / "exact").summary
+    assert exact is not None
+    assert exact.sample_text == done.sample_text
+    assert exact.restored_sample_text is None
+
+
+def test_a_broken_history_does_not_keep_a_text_run_from_ending(tmp_path: Path) -> None:
+    source = tmp_path / "fable.txt"
+    source.write_text("the fox said to the crow that the crow sang well. " * 40)
+    config = text().replace(
+        data=str(source), model_args={"depth": 1, "width": 64, "num_heads": 2}, context_length=16, batch_size=16,
+        num_epochs=2, checkpoint_every=1, threads=1, device="cpu", precision="float32",
+    )  # fmt: skip
+
+    def damage(info: StepInfo) -> None:
+        for file in (tmp_path / "run" / "checkpoints").glob("*.key-*"):
+            file.write_bytes(b"")
+
+    done = run(config, out=tmp_path / "run", on_step=damage).summary
+    assert done is not None
+    assert done.sample_text is not None
+    assert done.restored_sample_text is None
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:

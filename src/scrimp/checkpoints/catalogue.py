@@ -70,9 +70,13 @@ class Catalogue:
             raise container.corrupt("its state is not the one that the manifest names")
         return reader
 
-    def readers(self, step: int) -> list[StateReader]:
-        """The file of each rank that gives a step, exactly if there is one. Raises: as ``reader``."""
-        return [self.reader(shard.exact or shard.history) for shard in self.manifest(step).shards]
+    def readers(self, step: int, *, history: bool = False) -> list[StateReader]:
+        """The file of each rank that gives a step: its exact copy if there is one, unless ``history`` is asked for.
+
+        Raises: as ``reader``.
+        """
+        shards = self.manifest(step).shards
+        return [self.reader(shard.history if history else shard.exact or shard.history) for shard in shards]
 
     def initial_state(self) -> InitialState | None:
         """What the init function makes, if there is one."""
@@ -80,9 +84,9 @@ class Catalogue:
             self._initial = InitialState(self._init)
         return self._initial
 
-    def load(self, step: int, only: str | Collection[str] | None, rank: int) -> Any:
+    def load(self, step: int, only: str | Collection[str] | None, rank: int, *, history: bool = False) -> Any:
         """The state of a step, or a part of it; parts of several ranks are put together, ``extra`` is of ``rank``."""
-        readers = self.readers(step)
+        readers = self.readers(step, history=history)
         reader = readers[0]
         is_wanted = _selection(only)
         tensors = _decoded(reader, is_wanted)

@@ -237,18 +237,23 @@ class CheckpointStore:
         self._background.wait()
         return self._catalogue.steps()
 
-    def load(self, step: int | None = None, *, only: str | Collection[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, step: int | None = None, *, only: str | Collection[str] | None = None, history: bool = False
+    ) -> dict[str, Any]:
         """The state of ``step`` (the newest by default): ``step``, ``extra`` and what else was saved.
 
         ``only`` names parts by their paths (``"model"``, ``"model/conv.weight"``, ``"optimizer/state/0"``): then
-        nothing else is decoded, and the state holds these tensors alone.
+        nothing else is decoded, and the state holds these tensors alone. ``history`` asks for what the history has of
+        a step even while there is an exact copy of it: what will be left of it.
 
         Raises: CheckpointNotFoundError; CorruptCheckpointError - a file that is needed is missing, truncated or
             altered; FormatError - of another version; ConfigError - there is nothing under ``only``.
         Cost: decodes one payload per tensor and checkpoint since the last keyframe; an exact one, one per tensor.
         """
         self._background.wait()
-        state: dict[str, Any] = self._catalogue.load(self._catalogue.existing(step), only, self._ranks.rank)
+        state: dict[str, Any] = self._catalogue.load(
+            self._catalogue.existing(step), only, self._ranks.rank, history=history
+        )
         return state
 
     def restore(

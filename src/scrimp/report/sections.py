@@ -254,6 +254,22 @@ def sample_text(record: RunRecord) -> Section | None:
     return Section("Sample", note="Written by the model after training.", preformatted=record.summary.sample_text)
 
 
+def restored_sample_text(record: RunRecord) -> Section | None:
+    """What a language model writes with its last weights as the history of checkpoints has them."""
+    summary = record.summary
+    if summary is None or not summary.sample_text or not summary.restored_sample_text:
+        return None
+    before, after = summary.sample_text, summary.restored_sample_text
+    num_alike = next((at for at, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(after))
+    alike = f"Of {len(after)} characters the first {num_alike} are" if before != after else "All of it is"
+    return Section(
+        "Sample after a restore",
+        note="From the same prompt with the same random numbers, by the model with its last weights as the history of "
+        f"checkpoints has them. {alike} the same; a single other letter changes what follows.",
+        preformatted=after,
+    )
+
+
 def configuration(record: RunRecord) -> Section | None:
     """Every setting of the run."""
     pairs = tuple(_flattened(record.config))
@@ -279,6 +295,7 @@ SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     compression,
     checkpoints,
     sample_text,
+    restored_sample_text,
     notes,
     reproduction,
     configuration,

@@ -22,7 +22,7 @@ _OPTIONAL_NUMBERS = (
     "test_accuracy", "test_accuracy_one_view", "test_loss_nats", "checkpoint_delta_ratio",
     "checkpoint_bytes_per_weight", "cpu_seconds", "energy_joules",
 )  # fmt: skip
-_OPTIONAL_TEXTS = ("sample_rule", "sample_text", "command", "finished_at")
+_OPTIONAL_TEXTS = ("sample_rule", "sample_text", "restored_sample_text", "command", "finished_at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class Summary:
     ``energy_joules`` what processor packages and GPU used meanwhile, if the machine tells. ``phase_seconds`` says where
     the time went (``data``, ``forward``, ``backward``, ``optimizer``, ``evaluation``, ``checkpoint``, ``other``).
     ``command`` is the command line that repeats the run, ``finished_at`` an ISO 8601 date and time, ``sample_text``
-    what a language model wrote after training.
+    what a language model wrote after training, ``restored_sample_text`` what it wrote, from the same prompt and seed,
+    with its weights as the history of checkpoints has them; None where that is exact.
 
     When samples were pruned: ``sample_rule`` names the rule and its ratio; ``pruning`` has ``pruned_fraction`` (of the
     samples, mean over the epochs), ``pruning_seconds`` and ``num_nonfinite_scores``; ``class_keep_rates`` the fraction
@@ -80,6 +81,7 @@ class Summary:
     command: str | None = None
     finished_at: str | None = None
     sample_text: str | None = None
+    restored_sample_text: str | None = None
     sample_rule: str | None = None
     pruning: Mapping[str, float] = field(default_factory=dict)
     class_keep_rates: Mapping[str, float] = field(default_factory=dict)

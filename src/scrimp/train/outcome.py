@@ -28,7 +28,7 @@ from scrimp.train.journal import Journal
 from scrimp.train.loop import epochs_begun, steps_wanted
 from scrimp.train.pruning import class_keep_rates, pruning_totals, rule_in_words
 from scrimp.train.recipes import RECIPES
-from scrimp.train.sampling import sample_text
+from scrimp.train.sampling import restored_weights, sample_text
 
 MODEL_NAME = "model.safetensors"
 PACKED_NAME = "model.scrimp"
@@ -82,8 +82,10 @@ def write_model(model: nn.Module, dataset: Dataset, path: Path, *, is_shrunk: bo
 
 
 def summarize(job: Job, dataset: Dataset, journal: Journal, packed: bits.SizeReport | None = None) -> Summary:
-    """The summary of a run that has finished. Cost: text models write a sample, about a second on a CPU."""
+    """The summary of a run that has finished. Cost: text models write two samples, about a second each on a CPU."""
     config = job.config
+    is_text = dataset.kind == "text"
+    restored = restored_weights(job, journal.checkpoints) if is_text else None
     phase_seconds = journal.clock.seconds()
     in_steps = sum(seconds for phase, seconds in phase_seconds.items() if phase not in ("evaluation", "checkpoint"))
     num_parameters = job.num_parameters()
@@ -115,7 +117,8 @@ def summarize(job: Job, dataset: Dataset, journal: Journal, packed: bits.SizeRep
         command=command_line(config, world_size()), finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pruning=pruning_totals(record),
         class_keep_rates=class_keep_rates(record, dataset.classes) if dataset.kind == "images" else {},
-        sample_text=sample_text(job, dataset) if dataset.kind == "text" else None,
+        sample_text=sample_text(job, dataset) if is_text else None,
+        restored_sample_text=sample_text(job, dataset, weights=restored) if restored is not None else None,
     )  # fmt: skip
 
 
