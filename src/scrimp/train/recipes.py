@@ -46,7 +46,7 @@ def cifar10_small() -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """CIFAR-10 to a mean of 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
+    """CIFAR-10 towards 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
 
     Source: K. Jordan, airbench94_muon, in batches of 2,000 at full size; batches of 500 reach more per epoch,
         and images of 24 pixels at first take half the time.
