@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import scrimp
 from scrimp.bits import self_compress_
 from scrimp.bits.program import Program, describe
-from scrimp.errors import ConfigError, ExportError, FormatError
+from scrimp.errors import ConfigError, DataError, ExportError, FormatError
 
 
 def compressed(name: str) -> tuple[nn.Module, Tensor]:
@@ -85,7 +85,11 @@ def test_what_has_no_graph_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "n.scrimp").exists()
 
 
-@pytest.mark.parametrize("name", ["aten.from_file.default", "os.system.default", "aten.relu", "aten.nothing.default"])
+@pytest.mark.parametrize("name", [
+    "aten.from_file.default", "os.system.default", "aten.relu", "aten.nothing.default", "aten.as_strided.default",
+    "aten._sparse_coo_tensor_unsafe.default", "aten.set_.source_Tensor", "aten.empty.memory_format",
+    "aten.copy_.default",
+])  # fmt: skip
 def test_only_operations_on_tensors_are_carried_out(name: str) -> None:
     plain = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     description = json.loads(json.dumps(describe(plain.eval(), (torch.ones(2, 2),), {})))
@@ -95,3 +99,50 @@ def test_only_operations_on_tensors_are_carried_out(name: str) -> None:
         Program(description, plain.state_dict())
     with pytest.raises(FormatError, match=r"needs '0.weight', which is not in the file"):
         Program(describe(plain, (torch.ones(2, 2),), {}), {"0.bias": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (["mul", [["a"], 2**31], {"dict": {}}], "mul of what is no number"),
+        (["getitem", [{"value": 0}, 0], {"dict": {}}], "item of what is no list"),
+        (["aten.ones.default", [[2]], {"dict": {"dtype": {"dtype": "load"}}}], "dtype called 'load'"),
+        (["aten.ones.default", [[2]], {"dict": {"dtype": {"os": "system"}}}], "os called 'system'"),
+    ],
+)
+def test_arguments_are_what_they_say(step: list[object], message: str) -> None:
+    plain = nn.Sequential(nn.Linear(2, 2))
+    description = describe(plain.eval(), (torch.ones(2, 2),), {})
+    description["steps"].append(step)
+    with pytest.raises(FormatError, match=message):
+        Program(description, plain.state_dict())(torch.ones(2, 2))
+
+
+class ByLength(nn.Module):
+    """What it computes depends on a length that the graph has as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y = self.layer(x).sum(1) / x.shape[1]
+        return y if scale is None else y * scale
+
+
+def test_inputs_that_the_graph_is_not_for_are_refused(tmp_path: Path) -> None:
+    model = ByLength()
+    self_compress_(model, torch.randn(2, 5, 4))
+    scrimp.pack(model, tmp_path / "m.scrimp", graph=True)
+    rebuilt = scrimp.unpack(tmp_path / "m.scrimp")
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 5, 4)
+        assert torch.allclose(rebuilt(x), model(x), atol=1e-6)
+    x = torch.randn(2, 9, 4)
+    with pytest.raises(DataError, match=r"input 1 is torch.float32 \(2, 9, 4\); the graph .* \(any, 5, 4\)"):
+        rebuilt(x)
+    for args, kwargs in (((x, x), {}), ((), {}), ((), {"x": x}), ((x,), {"scale": x})):
+        with pytest.raises(ConfigError, match=r"packed with 1 positional argument"):
+            rebuilt(*args, **kwargs)
+    with pytest.raises(DataError, match=r"torch.float64"):
+        rebuilt(torch.randn(2, 5, 4).double())

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from scrimp.checkpoints import CheckpointStore
+from scrimp.checkpoints import CheckpointStore, Residual
 from scrimp.errors import ConfigError
 from scrimp.integrations.torch_checkpoint import StoreReader, StoreWriter
 from scrimp.testing import run_ranks
@@ -119,6 +119,24 @@ def test_one_process_alone(tmp_path: Path) -> None:
     with pytest.raises(dcp.api.CheckpointException, match="cannot be stored|cannot store"):
         dcp.save({"odd": object()}, storage_writer=StoreWriter(CheckpointStore(tmp_path), 5))
     assert CheckpointStore(tmp_path).steps() == [4]
+
+
+def test_buffers_keep_every_bit_in_history_and_weights_are_small(tmp_path: Path) -> None:
+    model, optimizer = make()
+    model.register_buffer("table", torch.randn(64, 128))
+    model.register_buffer("running_mean", torch.randn(5000))
+    store = CheckpointStore(tmp_path, codec=Residual.small(), exact_tail=0)
+    for step in (1, 2):
+        train(model, optimizer, step)
+        model.table.add_(0.01 * torch.randn(64, 128))
+        model.running_mean.mul_(1.01)
+        dcp.save(dcp_state(model, optimizer), storage_writer=StoreWriter(store, step))
+    state = whole(dcp_state(*make(1)))
+    state["model"] |= {"table": torch.zeros(64, 128), "running_mean": torch.zeros(5000)}
+    dcp.load(state, storage_reader=StoreReader(store, 2))
+    assert torch.equal(state["model"]["table"], model.table)
+    assert torch.equal(state["model"]["running_mean"], model.running_mean)
+    assert not torch.equal(state["model"]["0.weight"], model[0].weight)  # within its bound
 
 
 def test_what_was_saved_otherwise_is_refused(tmp_path: Path) -> None:

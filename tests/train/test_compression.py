@@ -111,6 +111,10 @@ def test_the_commands_unpack_and_inspect(finished, tmp_path, capsys):
     assert all(torch.equal(value, unpacked[name]) for name, value in weights.items())
     assert main(["inspect", str(packed)]) == 0
     assert f"{packed.stat().st_size:,} bytes" in capsys.readouterr().out
+    before = (finished.run_dir / "model.safetensors").read_bytes()
+    assert main(["unpack", str(finished.run_dir)]) == main(["inspect", str(finished.run_dir)]) == 0
+    assert (finished.run_dir / "model.safetensors").read_bytes() == before
+    assert safetensors.torch.load_file(finished.run_dir / "model.unpacked.safetensors").keys() == weights.keys()
     assert main(["pack", str(finished.run_dir), "--out", str(tmp_path / "copy.scrimp")]) == 0
     assert (tmp_path / "copy.scrimp").read_bytes() == packed.read_bytes()
 
@@ -140,6 +144,14 @@ def test_files_of_another_kind_are_refused_with_a_sentence(tmp_path, capsys):
     scrimp.pack(torch.nn.Linear(2, 2), tmp_path / "bare.scrimp", metadata={"config": 3})
     with pytest.raises(scrimp.errors.FormatError, match="does not say how"):
         unpack_run(tmp_path / "bare.scrimp")
+
+
+def test_weights_in_the_place_of_a_runs_model_are_told(tmp_path):
+    done = run(tiny(), out=tmp_path / "run")
+    path = done.run_dir / "model.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
+    with pytest.raises(scrimp.errors.FormatError, match="not the file that the run wrote"):
+        load_run(done.run_dir)
 
 
 def test_the_summary_is_json(finished):

@@ -31,9 +31,9 @@ commands:
   report RUN...    write the page of finished or interrupted runs again, and show their tables
   checkpoints ...  list, check, export, import and delete stored checkpoints
   pack RUN         pack the model of a finished run into a small file
-  unpack FILE      write the weights of a packed model as safetensors
+  unpack FILE|RUN  write the weights of a packed model as safetensors
   export RUN       write the model of a finished run for use without scrimp
-  inspect FILE     show what a packed model consists of
+  inspect FILE|RUN show what a packed model consists of
 
 `scrimp COMMAND --help` explains a command. `scrimp --version` prints the version.
 """

@@ -50,11 +50,14 @@ def unpack_command(words: Sequence[str]) -> int:
         description="Write the float32 weights of a packed model, under the names of the plain one.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a packed model, such as runs/digits-001/model.scrimp")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: FILE with .safetensors)")
+    parser.add_argument("file", type=Path, metavar="FILE|RUN", help="a packed model, or the run that has it")
+    help_text = "file to write (default: FILE with .unpacked.safetensors)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=help_text)
     namespace = parse(parser, list(words))
-    out: Path = namespace.out or namespace.file.with_suffix(".safetensors")
-    tensors = bits.read_packed(namespace.file)
+    packed = _packed_file(namespace.file)
+    # not model.safetensors, which in a run's directory is the model that the run trained
+    out: Path = namespace.out or packed.with_suffix(".unpacked.safetensors")
+    tensors = bits.read_packed(packed)
     with atomic_write(out) as file:
         file.write(safetensors.torch.save(tensors, {"format": "pt"}))
     print(f"{out}: {format_bytes(out.stat().st_size)}, {len(tensors)} tensors")
@@ -86,10 +89,11 @@ def inspect_command(words: Sequence[str]) -> int:
     parser = Parser(
         prog="scrimp inspect", description="Show the layers of a packed model and their bits.", allow_abbrev=False
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a packed model, such as runs/digits-001/model.scrimp")
+    parser.add_argument("file", type=Path, metavar="FILE|RUN", help="a packed model, or the run that has it")
     namespace = parse(parser, list(words))
-    packed = bits.inspect_packed(namespace.file)
-    print(f"{namespace.file}: {packed.packed_bytes:,} bytes, format version {packed.version}")
+    file = _packed_file(namespace.file)
+    packed = bits.inspect_packed(file)
+    print(f"{file}: {packed.packed_bytes:,} bytes, format version {packed.version}")
     print(f"{'layer':<40} {'shape':>20} {'zero channels':>14} {'codes from..to':>15}")
     for layer in packed.layers:
         shape = "x".join(map(str, layer.shape))
@@ -98,3 +102,8 @@ def inspect_command(words: Sequence[str]) -> int:
         )
     print(f"{packed.num_weights:,} quantised weights; {packed.num_other_values:,} other values")
     return EXIT_DONE
+
+
+def _packed_file(path: Path) -> Path:
+    """The packed model at ``path``, or in the run there."""
+    return path / PACKED_NAME if path.is_dir() else path

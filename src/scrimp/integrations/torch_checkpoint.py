@@ -6,7 +6,7 @@ becomes bytes for DCP's planner when it is read.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -40,8 +40,9 @@ _Whole = tuple[tuple[int, ...], torch.dtype]
 class StoreWriter(StorageWriter):
     """``dcp.save(state, storage_writer=StoreWriter(store, step))``, on all ranks that the store was made on.
 
-    What lies under a key ``model`` counts as weights, slots of an optimizer's ``state`` as moments by their names
-    (``get_optimizer_state_dict`` gives both by name); all else is exact. With several ranks, make the store with
+    Slots of an optimizer's ``state`` count as moments by their names, and what lies under a key ``model`` and has such
+    slots as weights (``get_optimizer_state_dict`` gives both by name); all else is exact: buffers, and a model that is
+    saved without its optimizer. With several ranks, make the store with
     ``sharded=True``. ``store.load(step)`` gives the same state under DCP's flat names.
 
     Raises: as ``CheckpointStore.save``; ConfigError - something that is neither tensors nor JSON values.
@@ -73,6 +74,7 @@ class StoreWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Store this rank's parts; the checkpoint exists when all ranks have, before this returns."""
         wholes: Mapping[str, _Whole] = plan.storage_data
+        trained = {_owner(name) for name in wholes if _is_moment(name)}
         none = {
             name: (torch.empty((0,) * max(1, len(s)), dtype=d), s, (0,) * len(s)) for name, (s, d) in wholes.items()
         }
@@ -89,7 +91,7 @@ class StoreWriter(StorageWriter):
             tensor: Tensor = planner.resolve_data(item)  # type: ignore[assignment]
             parts[name] = (tensor.detach(), tuple(item.tensor_data.size), tuple(item.tensor_data.chunk.offsets))
         self._store.save_parts(
-            self._step, [TensorPart(name, *part, *_place(name)) for name, part in parts.items()], values
+            self._step, [TensorPart(name, *part, *_place(name, trained)) for name, part in parts.items()], values
         )
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(item.index, 0, None) for item in plan.items])
@@ -181,11 +183,19 @@ class StoreReader(StorageReader):
         return str(checkpoint_id).isdigit()
 
 
-def _place(name: str) -> tuple[str, TensorRole]:
-    """With which tensors one is coded, and its role, by DCP's name of it."""
-    first, *rest = name.split(".")
-    owner, _, slot = name.rpartition(".")
-    role = optimizer_slot_role(slot)
-    if len(rest) > 2 and rest[0] == "state" and role is not TensorRole.EXACT:
-        return owner, role
-    return name, TensorRole.WEIGHT if first == "model" else TensorRole.EXACT
+def _place(name: str, trained: Set[str]) -> tuple[str, TensorRole]:
+    """With which tensors one is coded, and its role, by DCP's name of it and those of parameters with slots."""
+    if _is_moment(name):
+        return name.rpartition(".")[0], optimizer_slot_role(name.rpartition(".")[2])
+    first, _, rest = name.partition(".")
+    return name, TensorRole.WEIGHT if first == "model" and rest in trained else TensorRole.EXACT
+
+
+def _is_moment(name: str) -> bool:
+    _, *rest = name.split(".")
+    return len(rest) > 2 and rest[0] == "state" and optimizer_slot_role(rest[-1]) is not TensorRole.EXACT
+
+
+def _owner(name: str) -> str:
+    """``layer.weight`` of ``optimizer.state.layer.weight.exp_avg``."""
+    return ".".join(name.split(".")[2:-1])

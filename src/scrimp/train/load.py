@@ -64,9 +64,12 @@ def load_run(run_dir: str | Path) -> TrainedModel:
         raise DataNotFoundError(f"{run_dir} has no {MODEL_NAME}: the run has not finished (scrimp train --resume)")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["scrimp"])
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            written = (file.metadata() or {}).get("scrimp")
+        facts = None if written is None else json.loads(written)
+    except (safetensors.SafetensorError, ValueError) as error:
         raise FormatError(f"{path} is damaged or not written by scrimp ({error})") from error
+    if facts is None:
+        raise FormatError(f"{path} is not the file that the run wrote: it holds weights, but nothing of their model")
     model = fresh_model(config, facts)
     safetensors.torch.load_model(model, path)
     model.eval()
