@@ -64,3 +64,16 @@ def test_a_model_of_the_size_stays_bit_by_bit():
 def test_impossible_values_are_refused():
     with pytest.raises(ConfigError, match="target_bytes=0"):
         fit_size_(net(), 0)
+
+
+@pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent])
+def test_whole_exponents_move_by_whole_bits_so_that_ranges_stay(quantizer):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    scrimp.self_compress_(model, torch.zeros(2, 1, 8, 8), quantizer=quantizer, integer_exponent=True)
+    before = {name: [one.clone() for one in layer.quantizer.used()] for name, layer in quantized_layers(model).items()}
+    size = scrimp.size_report(model).packed_bytes
+    assert fit_size_(model, round(0.8 * size)) < 0.9 * size
+    for name, layer in quantized_layers(model).items():
+        bits, exponent = layer.quantizer.used()
+        assert torch.equal(bits + exponent, sum(before[name]))
+        assert not torch.equal(bits, before[name][0])

@@ -26,7 +26,8 @@ def fit_size_(
 ) -> int:
     """Give all live channels of ``model`` more or fewer bits, each alike, until its packed size is ``target_bytes``.
 
-    The range of each channel stays; its codes become finer or coarser. No channel dies or comes back, and the least
+    The range of each channel stays; its codes become finer or coarser, by whole bits where exponents are whole (so that
+    sizes are met less closely). No channel dies or comes back, and the least
     bits of a layer hold. It is for the end, when bits are frozen and ``TargetSize`` has brought the size near: let the
     weights train on afterwards, and call it again as the size drifts.
 
@@ -44,6 +45,8 @@ def fit_size_(
             had = bits.clamp(one.least_bits, MOST_BITS)
             least = had.clamp(max=max(one.least_bits, _LEAST_LIVE))
             has = torch.where(had > 0, (had + more).clamp(max=MOST_BITS).maximum(least), had)
+            if one.integer_exponent:  # half a bit would move the range by a factor of up to 1.4
+                has = had + (has - had).trunc()
             one.set_(torch.where(has == had, bits, has), exponent + had - has)
         return size_report(model, metadata=metadata).packed_bytes
 

@@ -79,7 +79,7 @@ def plan_variants(
         if name == SHORTENED:
             config = _shortened(config, change(_config_of(recipe, "samples")))
         if gammas and config.compress:
-            planned += [_variant(f"{name}-gamma-{g:g}", config.replace(gamma=g), plain) for g in gammas]
+            planned += [_variant(f"{name}-gamma-{g:.12g}", config.replace(gamma=g), plain) for g in gammas]
         else:
             planned.append(_variant(name, config, plain))
     return tuple(planned)
