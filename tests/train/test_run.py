@@ -246,6 +246,8 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 def test_the_callers_settings_are_as_they_were(tmp_path: Path) -> None:
+    import rich.style  # noqa: F401 - its first import draws from Python's generator
+
     before = settings_of_the_process()
     config = tiny(num_epochs=1, threads=1, deterministic=True, model="tests.reference.models:dropout_net")
     inside: list[tuple[int, bool]] = []

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_DONE
         return _run(command, rest)
     except KeyboardInterrupt:
-        _complain("interrupted; nothing was saved after the last checkpoint")
+        _complain("interrupted; what was done since the last checkpoint, if there was one, is lost")
         return EXIT_INTERRUPTED
     except _BAD_INPUT as error:
         _complain(f"error: {error}")

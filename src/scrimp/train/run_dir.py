@@ -33,7 +33,7 @@ def choose_run_dir(config: TrainConfig, out: Path | None, *, resume: bool) -> Pa
     if differences:
         raise RunExistsError(
             f"{out} holds a run with other settings (there != here): {'; '.join(differences)}. "
-            "Choose another --out, or leave these settings out to resume that run"
+            f"Choose another --out, or go on with that run as it is: scrimp train --resume --out {out}"
         )
     if not resume:
         raise RunExistsError(f"{out} already holds this run; go on with --resume, or choose another --out")
