@@ -537,3 +537,22 @@ def test_nothing_is_patched_or_wrapped():
     assert before.items() <= vars(torch.utils.data.dataloader).items()
     assert not [module for module in set(sys.modules) - modules if module.startswith("accelerate")]
     assert isinstance(pruner.reduce, types.MethodType)
+
+
+def test_losses_that_lack_in_one_batch_and_come_in_another_do_not_shift() -> None:
+    """The sum is right, and without a look at each batch 33 of 40 losses would be another sample's."""
+    pruner = scrimp.InfoBatch(40, num_epochs=8)
+    loader = iter(DataLoader(torch.arange(40.0), batch_size=4, sampler=pruner))
+    pruner.reduce(next(loader))
+    pruner.reduce(next(loader)[:3])
+    third = next(loader)
+    with pytest.raises(DataError, match=r"4 losses of another batch came while 1 of the batch before are missing"):
+        pruner.reduce(third)
+
+
+def test_a_batch_may_come_back_in_parts() -> None:
+    pruner = scrimp.InfoBatch(42, num_epochs=8)
+    for batch in DataLoader(torch.arange(42.0), batch_size=4, sampler=pruner):
+        for part in batch.split(3):
+            pruner.reduce(part)
+    assert pruner.epoch == 1

@@ -30,6 +30,7 @@ class Handout:
         self.is_explicit = False
         self.facts = LoaderFacts()
         self._has_begun = False
+        self._num_given = 0  # batches that the loop had been given at the last losses
         self._num_seen = 0  # what the loop had been given at the last losses
         self._first_lag: int | None = None
         self._lag = 0  # of the losses behind what the loop had been given
@@ -72,12 +73,27 @@ class Handout:
                 f"in this pass and {begin} have come back. Call reduce once for every batch of the loader whose "
                 f"sampler this is, with one loss per sample{flattened(batch_size, num_out)}. {REMEDY}"
             )
+        self._check_boundary(batch_size)
         if self.num_handed < len(self.order):  # the loader draws whole batches until it meets the end
             self._steps_of_handed = math.gcd(self._steps_of_handed, self.num_handed)
         self._count(batch_size)
         if self._on_device.device != device:
             self._on_device = self.order.to(device)
         return self._on_device[begin:end]
+
+    def _check_boundary(self, batch_size: int) -> None:
+        """Refuse losses of a new batch while some of the batch before are missing: all later ones would shift."""
+        facts = self.facts
+        if not facts.is_counted or facts.iterator is None or facts.batch_size is None:
+            return
+        num_given, self._num_given = self._num_given, facts.iterator.num_batches
+        missing = -self.num_taken % facts.batch_size
+        if missing and self._num_given > num_given:
+            raise DataError(
+                f"{batch_size} losses of another batch came while {missing} of the batch before are missing: "
+                f"{self.num_taken} have come of batches of {facts.batch_size}. Call reduce with one loss per sample of "
+                f"every batch. {REMEDY}"
+            )
 
     def take_explicit(self, batch_size: int) -> None:
         """Count a batch whose samples the caller named.
