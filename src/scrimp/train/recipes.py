@@ -48,8 +48,7 @@ def cifar10_small() -> TrainConfig:
 def cifar10() -> TrainConfig:
     """CIFAR-10 towards 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
 
-    Source: K. Jordan, airbench94_muon, in batches of 2,000 at full size; batches of 500 reach more per epoch,
-        and images of 24 pixels at first take half the time.
+    Source: K. Jordan, airbench94_muon, which has batches of 2,000 and images of full size.
     """
     plain = cifar10_sgd().replace(
         recipe="cifar10", num_epochs=10, batch_size=500, muon_learning_rate=0.15, first_learning_rate=0,
