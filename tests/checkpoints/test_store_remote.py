@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.reference.rounding_codec import Rounding
-from tests.reference.stores import make_net, run_of, state_bits
+from tests.reference.stores import check_one_on_disk, make_net, run_of, state_bits
 
 from scrimp.checkpoints import CheckpointStore
 from scrimp.checkpoints import files as files_module
@@ -28,16 +28,7 @@ def names(url: str) -> list[str]:
 
 
 def test_a_store_in_memory_is_one_on_disk(url: str, tmp_path: Path) -> None:
-    remote, local = CheckpointStore(url, codec=Rounding()), CheckpointStore(tmp_path, codec=Rounding())
-    assert remote.steps() == []
-    for store in (remote, local):
-        run_of(store, [1, 2, 3, 4])
-        store.delete(2)
-    assert names(url) == sorted(path.name for path in tmp_path.iterdir())
-    assert remote.verify() == [1, 3, 4]
-    again = CheckpointStore(url, codec=Rounding())
-    assert [state_bits(again, step) for step in (1, 3, 4)] == [state_bits(local, step) for step in (1, 3, 4)]
-    assert again.report().stored_bytes == local.report().stored_bytes
+    remote = check_one_on_disk(url, tmp_path)
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint of step 9 in memory://bucket/run"):
         remote.load(9)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.reference.rounding_codec import Rounding
-from tests.reference.stores import make_net, run_of, state_bits
+from tests.reference.stores import check_one_on_disk, make_net, run_of, state_bits
 from torch import nn
 
 from scrimp.checkpoints import CheckpointStore
@@ -45,16 +45,7 @@ def names(url: str) -> list[str]:
 
 
 def test_a_store_in_a_bucket_is_one_on_disk(url: str, tmp_path: Path) -> None:
-    remote, local = CheckpointStore(url, codec=Rounding()), CheckpointStore(tmp_path, codec=Rounding())
-    assert remote.steps() == []
-    for store in (remote, local):
-        run_of(store, [1, 2, 3, 4])
-        store.delete(2)
-    assert names(url) == sorted(path.name for path in tmp_path.iterdir())
-    assert remote.verify() == [1, 3, 4]
-    again = CheckpointStore(url, codec=Rounding())
-    assert [state_bits(again, step) for step in (1, 3, 4)] == [state_bits(local, step) for step in (1, 3, 4)]
-    assert again.report().stored_bytes == local.report().stored_bytes
+    check_one_on_disk(url, tmp_path)
 
 
 @pytest.mark.parametrize("fail_at", range(1, 6))

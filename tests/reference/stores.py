@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 import torch.nn.functional as F
+from tests.reference.rounding_codec import Rounding
 from torch import Tensor, nn
 
 from scrimp import CheckpointStore
@@ -81,3 +83,20 @@ def state_bits(store: CheckpointStore, step: int) -> Any:
     """The bits of model and optimizer as a store gives them back."""
     state = store.load(step)
     return bits([state["model"], state["optimizer"]])
+
+
+def check_one_on_disk(url: str, folder: Path) -> CheckpointStore:
+    """A store at ``url`` holds, lists and counts what the same store in ``folder`` does; returns it, opened again."""
+    fs, root = fsspec.core.url_to_fs(url)
+    remote, local = CheckpointStore(url, codec=Rounding()), CheckpointStore(folder, codec=Rounding())
+    assert remote.steps() == []
+    for store in (remote, local):
+        run_of(store, [1, 2, 3, 4])
+        store.delete(2)
+    fs.invalidate_cache()
+    assert sorted(path.rpartition("/")[2] for path in fs.find(root)) == sorted(path.name for path in folder.iterdir())
+    assert remote.verify() == [1, 3, 4]
+    again = CheckpointStore(url, codec=Rounding())
+    assert [state_bits(again, step) for step in (1, 3, 4)] == [state_bits(local, step) for step in (1, 3, 4)]
+    assert again.report().stored_bytes == local.report().stored_bytes
+    return again
