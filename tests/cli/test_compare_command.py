@@ -39,6 +39,7 @@ def test_a_comparison_is_interrupted_goes_on_and_ends_with_its_table(tmp_path, m
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
+    assert "stopping: what is going on saves" in out
     assert "go on with: scrimp compare --out c" in out
     assert not (tmp_path / "c" / "all-seed0").exists()
 
@@ -88,6 +89,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
         (["compare", "--num-epochs", "1"], "nothing could be pruned"),
         (["compare", "--out", "full"], "exists and holds no comparison"),
         (["compare", "--savings", "all"], "no flag is called '--savings'"),
+        (["compare", "--resume"], "goes on, without --resume: scrimp compare --out DIR"),
         (["compare", "--out", "other", "text"], "compares 'digits', not 'text'"),
         (["compare", "--out", "other", "--num-epochs", "5"], "was begun with other settings"),
         (["compare", "--out", "damaged"], "is damaged"),

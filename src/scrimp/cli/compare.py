@@ -6,10 +6,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,7 +15,9 @@ import torch
 from scrimp.cli.compare_display import open_progress
 from scrimp.cli.flags import add_config_flags, apply_flags, given_flags, parse
 from scrimp.cli.main import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from scrimp.cli.output import output_may_vanish
 from scrimp.cli.run_pool import carry_out
+from scrimp.cli.stopping import on_stop
 from scrimp.cli.tables import show_comparison
 from scrimp.errors import ConfigError, FormatError
 from scrimp.report.comparison import PLAN_NAME, read_comparison
@@ -35,6 +35,8 @@ _NUM_GAMMAS = 6
 
 def compare_command(words: Sequence[str]) -> int:
     """Make the runs of a comparison that are not there yet, and show its table; returns the exit code."""
+    if "--resume" in words:
+        raise ConfigError("a comparison that is named goes on, without --resume: scrimp compare --out DIR")
     namespace = parse(_parser(TrainConfig()), list(words))
     if namespace.help:
         _parser(find_recipe(namespace.recipe or _DEFAULT_RECIPE)).print_help()
@@ -57,22 +59,22 @@ def compare_command(words: Sequence[str]) -> int:
             for v in variants
         )
     runs = runs_of(variants, seeds, directory)
-    with _signals_as_ctrl_c(), open_progress(runs, num_at_once) as progress:
-        try:
-            failures = carry_out(
-                runs, num_at_once, on_start=progress.on_start, on_end=progress.on_end, on_wait=progress.on_wait
-            )
-        except KeyboardInterrupt:
-            progress.close()
+    try:
+        with on_stop(_interrupt), open_progress(runs, num_at_once) as progress:
+            failures = carry_out(runs, num_at_once, progress)
+    except KeyboardInterrupt:
+        with output_may_vanish():
             print(f"interrupted; go on with: scrimp compare --out {shlex.quote(str(directory))}", flush=True)
-            return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     comparison = read_comparison(directory)
     files = write_comparison(comparison) if comparison.finished() else []
-    show_comparison(comparison)
+    with output_may_vanish():
+        show_comparison(comparison)
+        for path in files:
+            print(path)
+        sys.stdout.flush()
     for failure in failures:
         print(f"{failure.run.run_dir.name} failed: {failure.message} (all it said: {failure.log})", file=sys.stderr)
-    for path in files:
-        print(path)
     return EXIT_FAILED if failures else EXIT_DONE
 
 
@@ -182,16 +184,8 @@ def _refuse_torchrun() -> None:
         raise ConfigError("scrimp compare starts its runs by itself; start it without torchrun")
 
 
-@contextmanager
-def _signals_as_ctrl_c() -> Iterator[None]:
-    """Both interrupt; also Ctrl-C in a process that was started in the background, where a shell has it ignored."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt
-
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+def _interrupt(_number: int) -> None:
+    """As Ctrl-C does. From then on only another Ctrl-C is heard: shells send SIGHUP twice when a terminal is closed."""
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt

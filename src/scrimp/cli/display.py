@@ -1,14 +1,14 @@
 """What a run shows while it goes: a progress bar on a terminal, plain lines elsewhere, nothing on other ranks."""
 
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from scrimp._core.ranks import is_main
+from scrimp.cli.output import output_may_vanish
 from scrimp.errors import MissingDependencyError
 from scrimp.report.network import profile_rows
 from scrimp.report.record import RunStatus, read_run
@@ -53,7 +53,8 @@ def open_display(config: TrainConfig) -> Iterator[Display]:
         try:
             yield _Guarded(bar)
         finally:
-            bar.close()
+            with output_may_vanish():
+                bar.close()
     else:
         yield _Guarded(_Lines(config))
 
@@ -116,29 +117,26 @@ def _profile_lines(ended: Run) -> list[str]:
 
 
 class _Guarded:
-    """Goes silent when standard output is gone (``scrimp train | head``): training is worth more than its display."""
+    """A display that can no longer be seen stops nothing."""
 
     def __init__(self, display: Display) -> None:
-        self._display: Display = display
+        self._display = display
 
     def on_data(self, done: int, total: int, what: str) -> None:
-        self._show(lambda display: display.on_data(done, total, what))
+        with output_may_vanish():
+            self._display.on_data(done, total, what)
 
     def on_start(self, started: Started) -> None:
-        self._show(lambda display: display.on_start(started))
+        with output_may_vanish():
+            self._display.on_start(started)
 
     def on_step(self, info: StepInfo) -> None:
-        self._show(lambda display: display.on_step(info))
+        with output_may_vanish():
+            self._display.on_step(info)
 
     def on_end(self, ended: Run) -> None:
-        self._show(lambda display: display.on_end(ended))
-
-    def _show(self, call: Callable[[Display], None]) -> None:
-        try:
-            call(self._display)
-        except OSError:
-            self._display = _Silent()
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
+        with output_may_vanish():
+            self._display.on_end(ended)
 
 
 class _Silent:

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import scrimp
 from scrimp.errors import (
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str) -> None:
     """One line on standard error, of the first process only."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"scrimp: {text}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"scrimp: {text}", file=sys.stderr)
 
 
 def _run(command: str, rest: list[str]) -> int:

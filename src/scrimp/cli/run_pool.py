@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from scrimp.report.record import METRICS_NAME
 from scrimp.train.comparison import PlannedRun
@@ -18,6 +18,26 @@ from scrimp.train.outcome import command_line
 LOGS_DIR = "logs"
 _POLL_SECONDS = 0.1
 _TAIL_BYTES = 4096
+
+
+class Progress(Protocol):
+    """The moments of a comparison that can be shown."""
+
+    def on_start(self, run: PlannedRun) -> None:
+        """A run begins, or goes on."""
+        ...
+
+    def on_end(self, run: PlannedRun, is_finished: bool) -> None:
+        """A run has ended."""
+        ...
+
+    def on_wait(self, going: Sequence[PlannedRun]) -> None:
+        """Time passes, ten times a second."""
+        ...
+
+    def on_stop(self) -> None:
+        """The runs that are going on are asked to save and end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,18 +57,10 @@ class _Process:
     file: IO[bytes]
 
 
-def carry_out(
-    runs: Sequence[PlannedRun],
-    num_at_once: int,
-    *,
-    on_start: Callable[[PlannedRun], None],
-    on_end: Callable[[PlannedRun, bool], None],
-    on_wait: Callable[[Sequence[PlannedRun]], None],
-) -> list[Failure]:
+def carry_out(runs: Sequence[PlannedRun], num_at_once: int, progress: Progress) -> list[Failure]:
     """Make those of ``runs`` that have not finished, in their order, at most ``num_at_once`` together.
 
-    A run that was begun goes on. ``on_wait`` is called with the runs that are going on, ten times a second; ``on_end``
-    with whether the run finished. Failures do not stop the others; they are returned.
+    A run that was begun goes on. Failures do not stop the others; they are returned.
 
     Raises: KeyboardInterrupt - after all runs have saved where they are, and ended; a second one ends them at once.
     """
@@ -59,16 +71,16 @@ def carry_out(
         while waiting or going:
             while waiting and len(going) < num_at_once:
                 going.append(_begin(waiting.pop(0)))
-                on_start(going[-1].run)
+                progress.on_start(going[-1].run)
             time.sleep(_POLL_SECONDS)
-            on_wait([one.run for one in going])
+            progress.on_wait([one.run for one in going])
             for one in [one for one in going if one.process.poll() is not None]:
                 going.remove(one)
                 failure = _end(one)
                 failures += [] if failure is None else [failure]
-                on_end(one.run, failure is None)
+                progress.on_end(one.run, failure is None)
     except BaseException:
-        _stop(going)
+        _stop(going, progress)
         raise
     return failures
 
@@ -117,11 +129,12 @@ def _end(one: _Process) -> Failure | None:
     return Failure(one.run, message.removeprefix("scrimp: error: ").removeprefix("scrimp: "), one.log)
 
 
-def _stop(going: Sequence[_Process]) -> None:
+def _stop(going: Sequence[_Process], progress: Progress) -> None:
     """Ask all to save and end, and wait until they have; asked again, end them at once."""
     try:
         for one in going:
             one.process.send_signal(signal.SIGINT)
+        progress.on_stop()
         for one in going:
             one.process.wait()
     except BaseException:

@@ -6,10 +6,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed
@@ -19,6 +17,7 @@ from scrimp.cli.allocator import keep_large_blocks
 from scrimp.cli.display import open_display
 from scrimp.cli.flags import add_config_flags, apply_flags, given_flags, parse
 from scrimp.cli.main import EXIT_DONE, EXIT_INTERRUPTED, Parser
+from scrimp.cli.stopping import on_stop
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus
 from scrimp.train.config import TrainConfig
@@ -42,7 +41,8 @@ def train_command(words: Sequence[str]) -> int:
     config, out = _configure(namespace)
     sys.path.insert(0, os.getcwd())  # so that --model finds a module beside the user  # noqa: PTH109
     keep_large_blocks()
-    with _processes(config), _Stop() as stop, open_display(config) as display:
+    stop = _Stop()
+    with _processes(config), on_stop(stop.handle), open_display(config) as display:
         started_in: list[Path] = []
 
         def begin(started: Started) -> None:
@@ -153,14 +153,13 @@ def _processes(config: TrainConfig) -> Iterator[None]:
 
 
 class _Stop:
-    """Ctrl-C or SIGTERM during training asks the loop to save and stop; a second Ctrl-C stops at once.
+    """A signal to stop, during training, asks the loop to save and stop; a second Ctrl-C stops at once.
 
     A second SIGTERM does not: torchrun passes Ctrl-C on as one, behind the Ctrl-C that the terminal sends to all.
     """
 
     def __init__(self) -> None:
         self._armed = self._asked = False
-        self._former: dict[int, Any] = {}
 
     def arm(self) -> None:
         """From now on the loop is listening."""
@@ -169,18 +168,10 @@ class _Stop:
     def asked(self) -> bool:
         return self._asked
 
-    def __enter__(self) -> "_Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._former[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def handle(self, number: int) -> None:
         if not self._armed or (self._asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         if is_main() and not self._asked:
-            print("\nstopping after this step, to save it (again to stop at once) ...", file=sys.stderr)
+            with suppress(OSError):  # the terminal may be gone
+                print("\nstopping after this step, to save it (again to stop at once) ...", file=sys.stderr)
         self._asked = True
