@@ -34,6 +34,20 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean(values), "half_width": factor * stdev(values) / len(values) ** 0.5, "n": len(values)}
 
 
+# One-sided 80 % quantiles of Student's t for 1 to 9 degrees of freedom.
+STUDENT_80 = (1.38, 1.06, 0.98, 0.94, 0.92, 0.91, 0.90, 0.89, 0.88)
+
+
+def detectable(differences: Sequence[float]) -> float | None:
+    """The true difference that a test of as many paired ones, with 5 % error, finds four times in five; about."""
+    found = interval(differences)["half_width"]
+    if found is None:
+        return None
+    degrees = len(differences) - 1
+    power = STUDENT_80[degrees - 1] if degrees <= len(STUDENT_80) else 0.86
+    return found + power * stdev(differences) / len(differences) ** 0.5
+
+
 def read_runs(path: Path) -> list[dict[str, Any]]:
     """The runs in a JSON-lines file, if there is one."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

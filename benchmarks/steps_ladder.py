@@ -10,27 +10,38 @@ Two parts, beside his published figures:
   paired test with 5 % error finds four times in five, from the spread of the differences at hand.
 
 Runs that the runs file has already are skipped, so this can be stopped and started again. Defaults are for a CPU: a
-network of a quarter of the width and fewer epochs. On a GPU in full:
+network of an eighth of the width, images of half the side (with crops and cutouts of half the size) and fewer epochs.
+On a GPU in full:
 
     python benchmarks/steps_ladder.py --data path/to/cifar10 --page ladder.html
-    python benchmarks/steps_ladder.py --data path/to/cifar10 --device cuda --width 64 --seeds 20 \\
+    python benchmarks/steps_ladder.py --data path/to/cifar10 --device cuda --width 64 --image-size 32 --seeds 20 \\
         --epochs 10 13 14 15 17 18 20 23 25 --target 0.94
 """
 
 import argparse
 import json
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
-from environment import RESULTS, facts, hardware_slug, spread, without_home, write_result
+from environment import (
+    RESULTS,
+    detectable,
+    facts,
+    hardware_slug,
+    interval,
+    read_runs,
+    spread,
+    without_home,
+    write_result,
+)
+from small_runs import scaled, train_in_memory
 
 from scrimp.report.figures import Figure
 from scrimp.report.named_bars import named_bars
@@ -40,18 +51,20 @@ from scrimp.train.data import Dataset, load_dataset
 from scrimp.train.hardware import choose_autocast, choose_device, seeded
 from scrimp.train.job import Job, Seams
 from scrimp.train.page_ladder import LADDER, page_rung
-from scrimp.train.run import _build_job, run
+from scrimp.train.run import _build_job
 
 CONTROL = "baseline again"
-POWER_FACTOR = 1.96 + 0.84  # 5 % on both sides, found four times in five
+FULL_SIDE = 32  # of the images that the settings of the rungs are for
 
 
 def config_of(rung: int, options: argparse.Namespace) -> TrainConfig:
-    """A rung at the width and on the device of this benchmark."""
+    """A rung at the width, with images of the size and on the device of this benchmark."""
     config = page_rung(rung)
     return config.replace(
         model_args={**config.model_args, "width": options.width}, data=str(options.data), device=options.device,
         threads=options.threads, batch_size=options.batch_size,
+        crop_padding=config.crop_padding * options.image_size // FULL_SIDE,
+        cutout=round(config.cutout * options.image_size / FULL_SIDE),
     )  # fmt: skip
 
 
@@ -111,22 +124,16 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float |
     return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def train_one(config: TrainConfig) -> dict[str, Any]:
-    """One run in a directory that is thrown away; evaluated at its end only."""
-    with tempfile.TemporaryDirectory() as folder:
-        quiet = config.replace(evaluate_every=1e6, checkpoint_every=1e6, keep_checkpoints=1)
-        summary = run(quiet, out=Path(folder) / "run").summary
-    assert summary is not None
-    return {
-        "test_accuracy": summary.test_accuracy, "test_accuracy_one_view": summary.test_accuracy_one_view,
-        "train_seconds": summary.train_seconds, "sample_visits": summary.sample_visits,
-    }  # fmt: skip
+def train_one(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """One run; evaluated at its end only."""
+    _, measured = train_in_memory(config, dataset)
+    names = ("test_accuracy", "test_accuracy_one_view", "sample_visits", "cpu_seconds")
+    return {name: measured.get(name) for name in names}
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, its normal 95 % half-width, and the true difference that as many values find four times in five."""
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": mean(values), "half_width": 1.96 * error, "n": len(values), "detectable": POWER_FACTOR * error}
+def told(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, half-width of its 95 % interval, and the true difference that as many values find four times in five."""
+    return {**interval(values), "detectable": detectable(values)}
 
 
 def accuracy_table(runs: Sequence[Mapping[str, Any]], target: float | None) -> dict[str, Any]:
@@ -145,10 +152,10 @@ def accuracy_table(runs: Sequence[Mapping[str, Any]], target: float | None) -> d
         reached = {epochs: of_seed for (one, epochs), of_seed in sorted(by_place.items()) if one == number}
         row: dict[str, Any] = {"rung": number, "name": rung.name, "at_epochs": {}}
         for epochs, of_seed in reached.items():
-            entry: dict[str, Any] = {"accuracy": interval([*of_seed.values()])}
+            entry: dict[str, Any] = {"accuracy": told([*of_seed.values()])}
             former = by_place.get((number - 1, epochs), {})
             if both := sorted(of_seed.keys() & former.keys()):
-                entry["minus_the_rung_before"] = interval([of_seed[seed] - former[seed] for seed in both])
+                entry["minus_the_rung_before"] = told([of_seed[seed] - former[seed] for seed in both])
             row["at_epochs"][f"{epochs:g}"] = entry
         if target is not None and reached:
             row["epochs_to_target"] = epochs_to({e: mean(v.values()) for e, v in reached.items()}, target)
@@ -173,17 +180,15 @@ def epochs_to(accuracy: Mapping[float, float], target: float) -> float | None:
     return None
 
 
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The runs so far; one line each."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def measure_accuracy(options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_accuracy(dataset: Dataset, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All runs that are asked for, of which the runs file may have some.
 
     Seeds are the outer loop, so that the rungs of an unfinished file can be compared.
     """
-    setting = {"width": options.width, "batch_size": options.batch_size, "hardware": hardware_slug()}
+    setting = {
+        "width": options.width, "image_size": options.image_size, "batch_size": options.batch_size,
+        "hardware": hardware_slug(),
+    }  # fmt: skip
     done = [one for one in read_runs(options.runs) if setting.items() <= one.items()]
     known = {(one["rung"], one["num_epochs"], one["seed"]) for one in done}
     options.runs.parent.mkdir(parents=True, exist_ok=True)
@@ -192,14 +197,14 @@ def measure_accuracy(options: argparse.Namespace) -> list[dict[str, Any]]:
             for rung in options.rungs:
                 if (rung, epochs, seed) in known:
                     continue
-                result = train_one(config_of(rung, options).replace(num_epochs=epochs, seed=seed))
+                result = train_one(config_of(rung, options).replace(num_epochs=epochs, seed=seed), dataset)
                 one = {**setting, "rung": rung, "num_epochs": epochs, "seed": seed, **result}
                 done.append(one)
                 with options.runs.open("a") as file:
                     file.write(json.dumps(one) + "\n")
                 print(
                     f"seed {seed}, {epochs:g} epochs, {LADDER[rung].name}: {result['test_accuracy']:.4f} "
-                    f"in {result['train_seconds']:.0f} s", flush=True,
+                    f"in {result['cpu_seconds']:.0f} s", flush=True,
                 )  # fmt: skip
     return done
 
@@ -247,13 +252,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and accuracy of each rung of Page's ladder.")
     parser.add_argument("--data", default="cifar10", help="as for `scrimp train`")
     parser.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=("speed", "accuracy"))
-    parser.add_argument("--width", type=int, default=16, help="channels of the first stage; 64 is Page's")
+    parser.add_argument("--width", type=int, default=8, help="channels of the first stage; 64 is Page's")
+    parser.add_argument("--image-size", type=int, default=16, help="side that images are scaled to; 32 is Page's")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9, help="steps of each rung that count")
-    parser.add_argument(
-        "--epochs", type=float, nargs="+", default=(2.0, 4.0, 8.0), help="each rung is trained for each"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, nargs="+", default=(3.0, 6.0), help="each rung is trained for each")
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rungs", type=int, nargs="+", default=range(len(LADDER)))
     parser.add_argument("--target", type=float, help="accuracy; the baseline's at the largest number of epochs")
     parser.add_argument("--device", default="cpu")
@@ -263,13 +267,16 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="also write the ladder as bar charts, one HTML page")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result: dict[str, Any] = {
-        "settings": {"width": options.width, "batch_size": options.batch_size, "data": without_home(options.data)}
-    }
+    dataset = load_dataset(options.data)
+    if options.image_size != dataset.image_shape[1]:
+        dataset = scaled(dataset, options.image_size)
+    names = ("width", "image_size", "batch_size")
+    settings = {**{name: getattr(options, name) for name in names}, "data": without_home(options.data)}
+    result: dict[str, Any] = {"settings": settings}
     if "speed" in options.parts:
-        result["speed"] = measure_speed(load_dataset(options.data), options)
+        result["speed"] = measure_speed(dataset, options)
     if "accuracy" in options.parts:
-        result["accuracy"] = accuracy_table(measure_accuracy(options), options.target)
+        result["accuracy"] = accuracy_table(measure_accuracy(dataset, options), options.target)
     show(result)
     write_result(options.out, {**facts(threads=options.threads), **result})
     if options.page is not None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.reference.runs import tiny
 
-from scrimp.train.recipes import fashion_mnist
+from scrimp.train.recipes import fashion_mnist, find_recipe
 from scrimp.train.run import run
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -147,8 +147,8 @@ def test_steps_augmentation(run_main, bench, monkeypatch):
 def test_steps_ladder_goes_on_where_it_stopped(run_main, tmp_path):
     num_threads = torch.get_num_threads()
     words = [
-        "steps_ladder", "--data", "digits", "--width", 4, "--batch-size", 64, "--rounds", 1, "--epochs", 0.2, 0.4,
-        "--rungs", 0, 1, 10, "--runs", tmp_path / "runs.jsonl",
+        "steps_ladder", "--data", "digits", "--image-size", 8, "--width", 4, "--batch-size", 64, "--rounds", 1,
+        "--epochs", 0.2, 0.4, "--rungs", 0, 1, 10, "--runs", tmp_path / "runs.jsonl",
     ]  # fmt: skip
     try:
         first, printed = run_main(*words, "--seeds", 1)
@@ -166,8 +166,37 @@ def test_steps_ladder_goes_on_where_it_stopped(run_main, tmp_path):
     rung = second["accuracy"]["rungs"][1]
     assert rung["at_epochs"]["0.2"]["minus_the_rung_before"]["n"] == 2
     assert rung["at_epochs"]["0.4"]["accuracy"]["detectable"] >= 0
+    assert rung["at_epochs"]["0.4"]["accuracy"]["n"] == 2
     assert second["accuracy"]["rungs"][2]["at_epochs"] == {}
     assert second["accuracy"]["rungs"][10]["published"]["v100_seconds"] == 26
+
+
+def test_steps_effects_goes_on_where_it_stopped(run_main, bench, tmp_path):
+    num_threads, effects = torch.get_num_threads(), bench("steps_effects")
+    words = ["steps_effects", "--data", "digits", "--width", 4, "--image-size", 12, "--first-size", 12]
+    words += ["--batch-size", 64, "--num-epochs", 0.1, "--runs", tmp_path / "runs.jsonl"]
+    try:
+        _, printed = run_main(*words, "--seeds", 1)
+        result, again = run_main(*words, "--seeds", 2, "--rows", "two branches", "no whitening")
+    finally:
+        torch.set_num_threads(num_threads)
+    assert printed.count("seed 0") == len(effects.rows_of(find_recipe("cifar10")))
+    assert (again.count("seed 0"), again.count("seed 1")) == (0, 3)
+    assert len(result["effects"]) == len(effects.EFFECTS)
+    by_trick = {line["trick"]: line for line in result["effects"]}
+    assert by_trick["whitened input"]["points"]["n"] == by_trick["six views"]["points"]["n"] == 2
+    lines = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
+    runs = {(one["row"], one["seed"]): one for one in lines}
+    assert len({one["test_loss_nats"] for one in runs.values()}) >= len(runs) - 3  # none is another by mistake
+    gains = [runs["the recipe", seed]["test_accuracy"] - runs["no whitening", seed]["test_accuracy"] for seed in (0, 1)]
+    assert by_trick["whitened input"]["points"]["mean"] == pytest.approx(50 * sum(gains))
+
+
+def test_what_a_number_of_pairs_can_see(bench):
+    # of 4 pairs with a deviation of 1: (3.18 + 0.98) / 2
+    differences = [-(1.5**0.5), 0.0, 0.0, 1.5**0.5]
+    assert bench("environment").detectable(differences) == pytest.approx(2.08)
+    assert bench("environment").detectable([1.0]) is None
 
 
 def test_epochs_to_a_target(bench):
@@ -391,7 +420,7 @@ def test_results_name_no_private_folder(bench):
 
 def test_every_claim_is_listed():
     listed = (BENCHMARKS / "README.md").read_text()
-    shared = {"environment.py", "beyond_tasks.py", "value_quantiser.py"}
+    shared = {"environment.py", "beyond_tasks.py", "small_runs.py", "value_quantiser.py"}
     scripts = {path.name for path in BENCHMARKS.glob("*.py")} - shared
     assert [name for name in scripts if f"| `{name}` |" not in listed] == []
     assert len(listed.splitlines()) <= 72
