@@ -31,7 +31,13 @@ def test_the_bias_rule():
     ]
 
 
-@pytest.mark.parametrize("call", [lambda m: freeze_bn_scale_(m, 0.0), lambda m: bias_rule(-1)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: freeze_bn_scale_(m, 0.0), lambda m: freeze_bn_scale_(m, float("inf")), lambda m: bias_rule(-1),
+        lambda m: bias_rule(float("inf")),
+    ],
+)  # fmt: skip
 def test_bad_scales_are_refused(call):
     with pytest.raises(ConfigError, match="has to be positive"):
         call(nn.BatchNorm2d(2))

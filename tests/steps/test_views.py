@@ -115,6 +115,10 @@ def test_bad_views_are_refused():
     assert predict_with_views(Flat(), images(4, 4), [lambda x: x.rot90(1, (2, 3))]).shape == (3, 32)
     with pytest.raises(DataError, match="same number of images"):
         predict_with_views(Flat(), images(), [lambda x: x[:2]])
+    with pytest.raises(DataError, match="returned a list, not a tensor"):
+        predict_with_views(Flat(), images(), [lambda x: [x]])
+    with pytest.raises(DataError, match=r"mirror works on images .*; got \(2, 5, 4\)"):
+        predict_with_views(Flat(), images()[0])
     with pytest.raises(DataError, match="the model returns a tuple"):
         predict_with_views(Two(), images())
     with pytest.raises(ConfigError, match="positive number"):
@@ -157,3 +161,5 @@ def test_two_branches_train_on_both():
 def test_two_branches_of_what_is_no_image():
     with pytest.raises(DataError, match="works on images"):
         two_branch(net(), torch.zeros(2, 3))
+    with pytest.raises(DataError, match="two_branch: the model returns a tuple"):
+        two_branch(Two(), images())

@@ -343,3 +343,5 @@ def test_bad_settings_are_refused(options, message):
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(ConfigError, match="ReLU has no parameters"):
         WeightAverage(nn.ReLU())
+    with pytest.raises(ConfigError, match=r"weight.* is lazy"):
+        WeightAverage(nn.LazyLinear(3))

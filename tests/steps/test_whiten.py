@@ -85,10 +85,13 @@ def test_does_not_put_one_in_front_of_one_that_fits() -> None:
     [
         (nn.Linear(3, 3), images(), ConfigError, "no Conv2d"),
         (nn.Conv2d(3, 16, 2), images(), ConfigError, "needs 12, or 24.*prepend=True"),
-        (nn.Conv2d(4, 16, 2, groups=4), images(channels=4), ConfigError, "groups"),
+        (nn.Conv2d(4, 16, 2, groups=4), images(channels=4), ConfigError, "groups=4.*Put a plain one before it"),
+        (nn.Conv2d(3, 12, 2, dilation=2), images(), ConfigError, r"dilation=\(2, 2\)"),
         (nn.Conv2d(1, 4, 2), images(), DataError, "3 channels"),
         (nn.Conv2d(3, 12, 2), images(side=1), DataError, "at least"),
         (nn.Conv2d(3, 12, 2), images() * torch.nan, DataError, "NaN"),
+        (nn.Conv2d(3, 12, 2), images().byte(), DataError, "uint8.*Normalize"),
+        (nn.Conv2d(3, 12, 2), images()[0], DataError, "shape"),
     ],
 )
 def test_refuses_and_changes_nothing(model: nn.Module, x: torch.Tensor, error: type[Exception], word: str) -> None:
@@ -97,6 +100,35 @@ def test_refuses_and_changes_nothing(model: nn.Module, x: torch.Tensor, error: t
         whiten_input_(model, x)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "x", "error", "word"),
+    [
+        (-1e-3, images(), ConfigError, "epsilon is -0.001"),
+        (float("nan"), images(), ConfigError, "epsilon is nan"),
+        (0.0, torch.zeros(4, 3, 8, 8), DataError, "no bound; give an epsilon above 0"),
+    ],
+)
+def test_filters_without_bound_are_refused(epsilon: float, x: torch.Tensor, error: type[Exception], word: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 2))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(error, match=word):
+        whiten_input_(model, x, epsilon=epsilon)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_lazy_convolution_has_to_run_first() -> None:
+    with pytest.raises(ConfigError, match="lazy; run the model once"):
+        whiten_input_(nn.Sequential(nn.LazyConv2d(12, 2)), images())
+
+
+def test_a_stride_skips_patches_and_keeps_their_filters() -> None:
+    x = images().double()
+    model = nn.Sequential(nn.Conv2d(3, 12, 2, stride=2, bias=False)).double()
+    conv = whiten_input_(model, x, epsilon=0.0)
+    whole = nn.functional.conv2d(x, whitening_filters(x, (2, 2), epsilon=0.0).double())
+    torch.testing.assert_close(conv(x), whole[..., ::2, ::2])
 
 
 def test_a_bare_convolution_cannot_be_replaced() -> None:

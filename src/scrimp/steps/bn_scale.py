@@ -23,8 +23,8 @@ def freeze_bn_scale_(model: nn.Module, value: float = 1.0) -> int:
         not positive. Warns: NoEffectWarning - no batch norm with a scale.
     Source: D. Page, "How to Train Your ResNet 8: Bag of Tricks", "frozen batch norm scales"; kept by his successors.
     """
-    if not value > 0:
-        raise ConfigError(f"freeze_bn_scale_: value is {value}; a scale has to be positive")
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"freeze_bn_scale_: value is {value}; a scale has to be positive and finite")
     scales = [module.weight for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
     for scale in scales:
         with torch.no_grad():
@@ -48,8 +48,8 @@ def bias_rule(scale: float = 64.0) -> Rule:
 
     Raises: ConfigError - a scale that is not positive.
     """
-    if not scale > 0:
-        raise ConfigError(f"bias_rule: scale is {scale}; it has to be positive")
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"bias_rule: scale is {scale}; it has to be positive and finite")
     options = {"lr_scale": scale, "weight_decay_scale": 1 / scale}
     return Rule(
         f"batch norm biases x{scale:g}",

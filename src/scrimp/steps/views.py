@@ -21,7 +21,9 @@ def identity(images: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 def mirror(
     images: Shaped[Tensor, "batch channels height width"],
 ) -> Shaped[Tensor, "batch channels height width"]:
-    """The images with left and right exchanged."""
+    """The images with left and right exchanged. Raises: DataError - not a batch of images."""
+    if images.ndim != 4:
+        raise DataError(f"mirror works on images (batch, channels, height, width); got {tuple(images.shape)}")
     return images.flip(3)
 
 
@@ -100,6 +102,8 @@ def predict_with_views(
 
 def _check_view(view: View, images: Tensor, seen: Tensor) -> None:
     name = getattr(view, "__name__", type(view).__name__)
+    if not isinstance(seen, Tensor):
+        raise DataError(f"predict_with_views: the view {name} returned a {type(seen).__name__}, not a tensor of images")
     if seen.ndim != images.ndim or seen.shape[:2] != images.shape[:2]:
         raise DataError(
             f"predict_with_views: the view {name} made {tuple(seen.shape)} of {tuple(images.shape)}; a view has to "

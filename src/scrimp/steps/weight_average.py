@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from scrimp._core.structure import StructureChange
 from scrimp._core.structure_plan import StructurePlan, named_tensors, some
@@ -38,7 +39,7 @@ class WeightAverage:
 
     Args: decay - per step, from 0 to 1; or a function of the number of steps done that gives rho itself, for schedules.
         every - steps between updates.
-    Raises: ConfigError - impossible values, or a model without parameters.
+    Raises: ConfigError - impossible values, or a model without parameters or with lazy ones.
     Cost: a copy of the model; one pass over it each ``every`` steps (batched on CUDA); ``swap`` holds another copy
         while it lasts. No host sync.
     Source: D. Page, "Bag of Tricks" (every 5 steps, 0.99); Zhang et al., "Lookahead Optimizer", arXiv 1907.08610.
@@ -64,6 +65,8 @@ class WeightAverage:
         self._swapped = False
         if not any(True for _ in self._model.parameters()):
             raise ConfigError(f"WeightAverage: {type(self._model).__name__} has no parameters to average")
+        if lazy := [name for name, tensor in named_tensors(self._model).items() if is_lazy(tensor)]:
+            raise ConfigError(f"WeightAverage: {some(lazy)} is lazy and has no shape yet; run the model once first")
         self._average: dict[str, Tensor] = {}
         self.restart()
 

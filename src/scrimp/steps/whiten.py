@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from scrimp._core.rng import generator
 from scrimp.errors import ConfigError, DataError
@@ -36,14 +37,17 @@ def whiten_input_(
     Args: model - changed in place; the whitening convolution is returned. images - normalised as the model sees them,
         not augmented; a few thousand are enough. epsilon - added to the variances, so that flat directions stay small.
         seed - of the weights of ``mix``.
-    Raises: ConfigError - no 2-D convolution, a grouped or dilated one, or another number of filters. DataError - images
-        of other channels or smaller than a patch, or not finite. The model is then unchanged.
+    Raises: ConfigError - no 2-D convolution, a lazy, grouped or dilated one, or another number of filters; an epsilon
+        that is negative. DataError - images as integers, of other channels, smaller than a patch, not finite, or so
+        flat that an epsilon of 0 leaves a filter without bound. The model is then unchanged.
     Cost: one pass over the images' patches in float64 and an eigendecomposition of k x k. Called again, it does the
         same again.
     Source: D. Page, "How to Train Your ResNet 8: Bag of Tricks" (``prepend``, epsilon 1e-2); 2x2 with both signs is
         K. Jordan's (arXiv 2404.00498).
     """
     conv = _first_convolution(model)
+    if is_lazy(conv.weight):
+        raise ConfigError("whiten_input_: the first convolution is lazy; run the model once on a batch first")
     patch_size = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
     if conv.groups != 1 or conv.dilation != (1, 1):
         raise ConfigError(
@@ -104,8 +108,17 @@ def whitening_filters(
 
     A convolution with them turns patches into ``k`` values whose second moment is the identity (but for ``epsilon``).
 
-    Raises: DataError - no images, images smaller than a patch, or values that are not finite.
+    Raises: ConfigError - a negative epsilon. DataError - no images, images as integers or smaller than a patch, values
+        that are not finite, or an epsilon of 0 with patches that have a flat direction.
     """
+    if not 0 <= epsilon < float("inf"):
+        raise ConfigError(f"whitening: epsilon is {epsilon}; it has to be a number from 0 on")
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        told = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise DataError(
+            f"whitening takes images as floating-point tensors, normalised as the model sees them; got {told} (see "
+            "Normalize)"
+        )
     if (
         images.ndim != 4
         or images.shape[0] == 0
@@ -127,6 +140,11 @@ def whitening_filters(
     largest = filters.gather(1, filters.abs().argmax(dim=1, keepdim=True))
     filters = filters * largest.sign() / (values.clamp(min=0) + epsilon).sqrt()[:, None]
     shaped: Tensor = filters.reshape(size, channels, rows, columns).float()
+    if not torch.isfinite(shaped).all():
+        raise DataError(
+            f"whitening: the smallest variance of a patch component is {float(values[-1]):.3g} and epsilon is "
+            f"{epsilon}, so that its filter has no bound; give an epsilon above 0, such as 5e-4"
+        )
     return shaped
 
 
