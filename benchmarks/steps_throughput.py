@@ -5,11 +5,12 @@
   per example, measured here in each size that the recipe's images have, plus the evaluation at the end, the recipe's
   with its six views. That both reach 94 % in their epochs is not measured here; see ``steps_accuracy.py`` and
   ``steps_ladder.py``.
-- ``float32_nchw``, at least 2.2: the recipe's own network and data, in float32 and NCHW, over the recipe's loop, all
-  with images of full size.
-- ``by_hand``, at least 1.0: the same network in the shortest hand-written loop with bfloat16 and channels_last, on a
-  data set in memory, cropped and flipped batch by batch, over the recipe's loop, which also crops and flips each image
-  by itself, averages weights and keeps a record.
+- ``float32_nchw``, at least 2.2: the recipe's own network, data and optimizer, in float32 and NCHW, over the recipe's
+  loop, all with images of full size.
+- ``by_hand``, at least 1.0: the same network and optimizer in the shortest hand-written loop with bfloat16 and
+  channels_last, on a data set in memory, cropped and flipped batch by batch, over the recipe's loop, which also crops
+  and flips each image by itself, averages weights and keeps a record. Muon by hand is the published one, kernel by
+  kernel.
 
 Segments of all four alternate. Ratios of CPU time per example are within a round; on a quiet machine the ratios of wall
 time are those to quote, with ``--threads 2``. The DataLoader has no worker processes, so that its time is counted.
@@ -23,7 +24,7 @@ import argparse
 import copy
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,49 @@ def device_batches(dataset: Dataset, batch_size: int, *, dtype: torch.dtype) -> 
             yield (batch.flip(3) if random.random() < 0.5 else batch), labels[rows]
 
 
+class MuonByHand:
+    """The published Muon in plain torch, kernel by kernel, with SGD for all other parameters."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-3, momentum: float = 0.6) -> None:
+        self._filters = [p for p in parameters if p.dim() == 4]
+        self._momenta = [torch.zeros_like(p) for p in self._filters]
+        self._lr, self._momentum = lr, momentum
+        self._sgd = torch.optim.SGD([p for p in parameters if p.dim() < 4], lr=lr, momentum=0.85, nesterov=True)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for filters, momentum in zip(self._filters, self._momenta, strict=True):
+            assert filters.grad is not None
+            momentum.mul_(self._momentum).add_(filters.grad)
+            direction = filters.grad.add(momentum, alpha=self._momentum).reshape(len(filters), -1)
+            filters.mul_(len(filters) ** 0.5 / filters.norm())
+            filters.add_(self._orthogonal(direction).view(filters.shape), alpha=-self._lr)
+        self._sgd.step()
+
+    @staticmethod
+    def _orthogonal(matrix: Tensor) -> Tensor:
+        x = matrix.bfloat16()
+        is_tall = len(x) > x.shape[1]
+        x = (x.T if is_tall else x) / (x.norm() + 1e-7)
+        for _ in range(3):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        return x.T if is_tall else x
+
+    def zero_grad(self) -> None:
+        for filters in self._filters:
+            filters.grad = None
+        self._sgd.zero_grad()
+
+
 def run_by_hand(
-    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], autocast: torch.dtype | None, num_steps: int
-) -> Seconds:
+    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], autocast: torch.dtype | None, num_steps: int,
+    *, muon: bool = False,
+) -> Seconds:  # fmt: skip
     """Training steps with torch alone; one more step before does not count."""
-    optimizer = torch.optim.SGD(
-        (p for p in model.parameters() if p.requires_grad), lr=1e-3, momentum=0.9, nesterov=True
-    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sgd = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
+    optimizer = MuonByHand(parameters) if muon else sgd
     model.train()
     before = Seconds.now(CPU)
     for step in range(num_steps + 1):
@@ -182,7 +219,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
     )
     shown = torch.randn(options.batch_size, 3, 32, 32)
     shown_last = shown.to(memory_format=torch.channels_last)
-    num_views, batch_size = len(views_of(recipe)[0]), options.batch_size
+    num_views, batch_size, muon = len(views_of(recipe)[0]), options.batch_size, recipe.optimizer == "muon"
     num_steps, count = options.steps, options.steps * options.batch_size
     rounds = []
     for number in range(options.rounds + 1):
@@ -192,8 +229,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
             one[f"recipe_{side}"] = per_example(run_ours(job, 1, num_steps), count)
         one |= {
             "recipe": one[f"recipe_{min(dataset.image_shape[1:])}"],
-            "by_hand": per_example(run_by_hand(hand, hand_batches, autocast, num_steps), count),
-            "float32_nchw": per_example(run_by_hand(nchw, nchw_batches, None, num_steps), count),
+            "by_hand": per_example(run_by_hand(hand, hand_batches, autocast, num_steps, muon=muon), count),
+            "float32_nchw": per_example(run_by_hand(nchw, nchw_batches, None, num_steps, muon=muon), count),
             "plain": per_example(run_by_hand(page, page_batches, None, num_steps), count),
             "recipe_evaluation": per_example(
                 forward_seconds(hand, shown_last, autocast, num_views), options.batch_size

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.reference.runs import tiny
 
+from scrimp.steps import Muon
 from scrimp.train.recipes import fashion_mnist, find_recipe
 from scrimp.train.run import run
 
@@ -205,6 +206,31 @@ def test_epochs_to_a_target(bench):
     assert epochs_to({2.0: 0.5, 4.0: 0.4, 8.0: 0.7}, 0.7) == pytest.approx(8)
     assert epochs_to({2.0: 0.5, 8.0: 0.7}, 0.4) == 2
     assert epochs_to({2.0: 0.5, 8.0: 0.7}, 0.8) is None
+
+
+def test_muon_by_hand_takes_the_steps_of_ours(bench):
+    """What the recipe's speed is compared with does the same work."""
+
+    def net():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3), torch.nn.Conv2d(4, 40, 1))
+
+    ours, theirs = net(), net()
+    theirs.load_state_dict(ours.state_dict())
+    sgd = torch.optim.SGD([p for p in ours.parameters() if p.dim() < 4], lr=0.01, momentum=0.85, nesterov=True)
+    filters = [p for p in ours.parameters() if p.dim() == 4]
+    momentum = {"momentum": 0.6, "num_iterations": 3, "renormalize": True}
+    optimizers = [
+        Muon(filters, lr=0.01, auxiliary=sgd, **momentum),
+        bench("steps_throughput").MuonByHand(list(theirs.parameters()), lr=0.01),
+    ]
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            model(images).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-4)  # steps of 0.01 in bfloat16
 
 
 def test_steps_throughput(run_main, bench, monkeypatch):
