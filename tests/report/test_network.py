@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scrimp.report import RunWriter, read_run
-from scrimp.report.network import norm_scales, profile, profile_rows, whitening
+from scrimp.report.network import ladder, norm_scales, profile, profile_rows, whitening
 from scrimp.report.page import render_page
 
 
@@ -19,7 +19,7 @@ def record_with(path: Path, event: str, *lines: dict[str, Any]) -> Any:
 
 def test_a_record_without_them_has_no_such_sections(tmp_path: Path) -> None:
     record = record_with(tmp_path, "note", {"text": "x"})
-    assert [make(record) for make in (profile, norm_scales, whitening)] == [None, None, None]
+    assert [make(record) for make in (profile, norm_scales, whitening, ladder)] == [None] * 4
     assert profile_rows(record) == []
 
 
@@ -69,3 +69,14 @@ def test_many_filters_are_not_all_shown(tmp_path: Path) -> None:
     assert section is not None
     assert section.figures[0].html.count("<svg") == 64
     assert section.note.endswith("The first 64 of 147.")
+
+
+def test_the_ladder_says_where_the_run_stands(tmp_path: Path) -> None:
+    told = {"rung": 1, "names": ["baseline", "pooling", "more"], "published_seconds": [75, 50.0, None]}
+    record = record_with(tmp_path, "ladder", told)
+    section = ladder(record)
+    assert section is not None
+    bars = section.figures[0].html
+    assert re.findall(r'scope="row">([^<]+)<', bars) == ["baseline", "pooling (this run)", "more"]
+    assert re.findall(r'width="([\d.]+)" height="8"', bars) == ["100.00", "66.67", "0.00"]
+    assert "The ladder" in render_page(record)

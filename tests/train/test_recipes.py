@@ -7,7 +7,7 @@ import pytest
 from scrimp.errors import ConfigError
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import learning_rate_factor
-from scrimp.train.page_ladder import LADDER, page_rung
+from scrimp.train.page_ladder import LADDER, page_rung, rung_of
 from scrimp.train.recipes import RECIPES, find_recipe
 
 FACTS = {
@@ -101,6 +101,14 @@ def test_a_recipe_does_not_share_the_ladders_settings() -> None:
 def test_rungs_that_are_not_there(number: int) -> None:
     with pytest.raises(ConfigError, match=rf"rung is {number}: the ladder has the rungs 0 \(baseline\) to 10"):
         find_recipe("cifar10-page", number)
+
+
+def test_a_run_knows_its_rung_whatever_its_length() -> None:
+    for number in range(len(LADDER)):
+        shorter = page_rung(number).replace(num_epochs=2, model_args={"width": 8}, learning_rate=0.2, seed=3)
+        assert rung_of(shorter) == number
+    assert rung_of(page_rung(3).replace(label_smoothing=0.1)) is None
+    assert rung_of(find_recipe("fashion-mnist")) is None
 
 
 def test_other_recipes_have_no_rungs() -> None:

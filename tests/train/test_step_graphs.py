@@ -15,6 +15,7 @@ from scrimp.steps import EarlyFreeze
 from scrimp.train.job import Job, Seams
 from scrimp.train.run import Started, run
 from scrimp.train.step_graphs import StepGraphs, reason_against
+from scrimp.train.task import Task
 
 STEM = "tests.reference.models:stem_net"
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
@@ -127,7 +128,7 @@ def test_without_cuda_a_sentence_and_plain_steps(tmp_path: Path, caplog: pytest.
     ]
 
 
-def test_what_takes_part_in_a_step_cannot_be_captured(tmp_path: Path) -> None:
+def test_what_takes_part_in_a_step_cannot_be_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, str | None] = {}
 
     def look(name: str) -> Callable[[Started], None]:
@@ -135,18 +136,26 @@ def test_what_takes_part_in_a_step_cannot_be_captured(tmp_path: Path) -> None:
             job = started.job
             fake = Job(**{**vars(job), "device": torch.device("cuda")})
             seen[name] = reason_against(fake)
+            if name == "plain":
+                seen["text"] = reason_against(Job(**{**vars(fake), "task": Task("text")}))
+                with monkeypatch.context() as patch:
+                    patch.setattr("scrimp.train.step_graphs.world_size", lambda: 2)
+                    seen["ranks"] = reason_against(fake)
 
         return on_start
 
     for name, changes, seams in (
         ("plain", {}, None),
         ("parts", {"accumulation": 2}, None),
+        ("pruned", {"keep": 0.5, "num_epochs": 3}, None),
         ("penalty", {}, Seams(penalty=lambda model: torch.zeros(()))),
     ):
-        run(tiny(num_epochs=0.1, **changes), out=tmp_path / name, seams=seams, on_start=look(name))
+        run(tiny(**{"num_epochs": 0.1, **changes}), out=tmp_path / name, seams=seams, on_start=look(name))
     assert seen["plain"] is None
     assert seen["parts"] == "a batch is split into parts (--accumulation)"
-    assert seen["penalty"] == "a saving takes part in each step"
+    assert seen["penalty"] == seen["pruned"] == "a saving takes part in each step"
+    assert seen["text"] == "they are for images"
+    assert seen["ranks"] == "they are for one process"
 
 
 def test_steps_that_hooks_do_not_hear_of_are_counted() -> None:

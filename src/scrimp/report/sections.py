@@ -11,7 +11,7 @@ from typing import Any
 
 from scrimp.report.compression import compression
 from scrimp.report.figures import Figure, Line, bar_chart, line_chart, stacked_bar
-from scrimp.report.network import norm_scales, profile, whitening
+from scrimp.report.network import ladder, norm_scales, profile, whitening
 from scrimp.report.record import Point, RunRecord
 from scrimp.report.section import Section, Table
 from scrimp.report.thumbnails import visit_figures
@@ -292,6 +292,7 @@ SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     profile,
     norm_scales,
     whitening,
+    ladder,
     compression,
     checkpoints,
     sample_text,

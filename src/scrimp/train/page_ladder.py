@@ -82,3 +82,33 @@ def page_rung(number: int | None = None) -> TrainConfig:
     for rung in LADDER[: number + 1]:
         changes |= copy.deepcopy(dict(rung.changes))
     return TrainConfig(recipe="cifar10-page", data="cifar10", evaluate_every=5.0, **changes)
+
+
+_LENGTH_AND_SIZE = {
+    "num_epochs",
+    "warmup",
+    "cooldown",
+    "learning_rate",
+    "final_learning_rate",
+    "batch_size",
+    "model_args",
+}
+
+
+def rung_of(config: TrainConfig) -> int | None:
+    """The rung that a run of ``cifar10-page`` stands on, whatever its length, rates and width; ``None`` if on none."""
+    if config.recipe != "cifar10-page":
+        return None
+    names = {name for rung in LADDER for name in rung.changes} - _LENGTH_AND_SIZE
+    for number in range(len(LADDER)):
+        if all(getattr(config, name) == getattr(page_rung(number), name) for name in names):
+            return number
+    return None
+
+
+def ladder_facts(rung: int) -> dict[str, Any]:
+    """For the record: the names of the rungs, the published seconds of each, and on which the run stands."""
+    return {
+        "rung": rung, "names": [one.name for one in LADDER],
+        "published_seconds": [one.published_seconds for one in LADDER],
+    }  # fmt: skip

@@ -28,6 +28,7 @@ from scrimp.train.mirrors import open_mirrors, require_mirrors
 from scrimp.train.models import ModelFacts, build_model
 from scrimp.train.optimization import build_optimizer
 from scrimp.train.outcome import PACKED_NAME, packed_metadata, summarize, write_model
+from scrimp.train.page_ladder import ladder_facts, rung_of
 from scrimp.train.parallel import local_rank, on_main
 from scrimp.train.profiler import profiled
 from scrimp.train.pruning import rule_of, with_pruning, with_rule_named
@@ -204,6 +205,8 @@ def _train_in(
             if not resumed_step and job.whitening is not None:
                 values = whitening_facts(job.whitening, config.whiten_epsilon)
                 record.write("whitening", step=0, epoch=0.0, seconds=0.0, **values)
+            if not resumed_step and (rung := rung_of(config)) is not None:
+                record.write("ladder", step=0, epoch=0.0, seconds=0.0, **ladder_facts(rung))
         if config.profile and record is not None:
             job = files.enter_context(profiled(job, record))
         status, journal = train(
