@@ -16,6 +16,11 @@ On a GPU in full:
     python benchmarks/steps_ladder.py --data path/to/cifar10 --page ladder.html
     python benchmarks/steps_ladder.py --data path/to/cifar10 --device cuda --width 64 --image-size 32 --seeds 20 \\
         --epochs 10 13 14 15 17 18 20 23 25 --target 0.94
+
+Accuracy against epochs, first and last rung, as in the article's last figure, on a GPU:
+
+    python benchmarks/steps_ladder.py --data path/to/cifar10 --device cuda --width 64 --image-size 32 --seeds 5 \\
+        --rungs 0 10 --epochs 10 20 40 70 100 --parts accuracy --page ladder.html
 """
 
 import argparse
@@ -43,7 +48,7 @@ from environment import (
 )
 from small_runs import scaled, train_in_memory
 
-from scrimp.report.figures import Figure
+from scrimp.report.figures import Figure, Line, line_chart
 from scrimp.report.named_bars import named_bars
 from scrimp.steps import Batch
 from scrimp.train.config import TrainConfig
@@ -233,7 +238,19 @@ def figures_of(result: Mapping[str, Any]) -> list[Figure]:
     if epochs:
         target = f"epochs to {100 * result['accuracy']['target']:.2f} %"
         figures.append(named_bars(epochs, title="Length", unit=target, description="epochs to the target by rung"))
+    lines = [epochs_line(row) for row in rungs if row["rung"] in (0, len(LADDER) - 1) and len(row["at_epochs"]) > 1]
+    if lines:
+        described = "; ".join(f"{line.name} {line.y[-1]:.2f} % after {line.x[-1]:g} epochs" for line in lines)
+        figures.append(
+            line_chart(lines, title="Accuracy against epochs", description=described, unit="%", x_label="epochs")
+        )
     return figures
+
+
+def epochs_line(row: Mapping[str, Any]) -> Line:
+    """Mean accuracy of a rung over the numbers of epochs that it was trained for."""
+    points = [(float(epochs), 100 * at["accuracy"]["mean"]) for epochs, at in row["at_epochs"].items()]
+    return Line(row["name"], [x for x, _ in points], [y for _, y in points], is_marked=True)
 
 
 def write_figures(path: Path, result: Mapping[str, Any]) -> None:

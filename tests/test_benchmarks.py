@@ -159,7 +159,7 @@ def test_steps_ladder_goes_on_where_it_stopped(run_main, tmp_path):
         torch.set_num_threads(num_threads)
     assert (printed.count("seed 0"), printed.count("seed 1")) == (0, 6)
     page = (tmp_path / "ladder.html").read_text()
-    assert page.count("<figure") == 2  # published, and epochs to the target
+    assert page.count("<figure") == 3  # published, epochs to the target, accuracy against epochs
     assert "ghost batch norm" in page
     names = [row["name"] for row in first["speed"]]
     assert (len(names), names[0], names[-1]) == (12, "baseline", "baseline again")
