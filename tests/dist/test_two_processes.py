@@ -67,11 +67,12 @@ def test_two_processes_with_dropout_and_batch_norm_resume_bit_for_bit(tmp_path: 
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
         "def make(num_classes):\n"
-        "    conv = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()\n"
-        "    return nn.Sequential(*conv, nn.Linear(512, num_classes))\n"
+        "    conv = nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()\n"
+        "    return nn.Sequential(*conv, nn.Linear(392, num_classes))\n"
     )
     words = ["train", "--savings", "checkpoints", "--model", "mine:make", "--device", "cpu", "--precision", "float32", "--batch-size", "32"]
     words += ["--num-epochs", "30", "--checkpoint-every", "1.3", "--evaluate-every", "10", "--log-every", "4"]
+    words += ["--whiten", "--whiten-bias-epochs", "0.7"]  # a parameter less that DDP waits for
     whole = torchrun(*words, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(

@@ -22,12 +22,12 @@ def net():
 class Training:
     """A model that trains with a bias frozen after three steps."""
 
-    def __init__(self, kind=torch.optim.SGD, num_steps=3):
+    def __init__(self, kind=torch.optim.SGD, num_steps=3, **freeze):
         with torch.random.fork_rng():
             self.model = net()
         options = {"momentum": 0.9, "weight_decay": 0.1} if kind is torch.optim.SGD else {"weight_decay": 0.1}
         self.optimizer = kind(self.model.parameters(), lr=0.01, **options)
-        self.freeze = EarlyFreeze(self.optimizer, [self.model[0].bias], num_steps=num_steps)
+        self.freeze = EarlyFreeze(self.optimizer, [self.model[0].bias], num_steps=num_steps, **freeze)
         self.step = 0
 
     def advance(self):
@@ -72,8 +72,34 @@ def test_the_other_parameters_do_not_notice_until_then():
         assert all(torch.equal(a, b) for a, b in zip(frozen.advance().values(), free.advance().values(), strict=True))
 
 
-def test_state():
-    check_stateful(Training, Training.advance, num_steps=5)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_backward_pass_ends_where_nothing_learns_and_all_else_is_the_same(kind):
+    stopped, plain = Training(kind, stop_backward=True), Training(kind)
+    for _ in range(6):
+        for run in (stopped, plain):
+            run.model[0].weight.requires_grad_(False)  # as whitening filters are
+        reaches_the_input = stopped.model[0](torch.ones(1, 1, 3, 3)).requires_grad
+        assert reaches_the_input == (not stopped.freeze.is_frozen) == (stopped.step < 3)
+        assert all(torch.equal(a, b) for a, b in zip(stopped.advance().values(), plain.advance().values(), strict=True))
+    stopped.freeze.remove()
+    assert stopped.model[0].bias.requires_grad
+
+
+def test_a_state_says_whether_the_backward_pass_ends():
+    frozen, fresh = Training(num_steps=1, stop_backward=True), Training(num_steps=1, stop_backward=True)
+    at_start = copy.deepcopy(frozen.state_dict())
+    frozen.advance()
+    assert fresh.model[0].bias.requires_grad
+    fresh.load_state_dict(frozen.state_dict())
+    assert not fresh.model[0].bias.requires_grad
+    fresh.load_state_dict(at_start)
+    assert fresh.model[0].bias.requires_grad
+    assert not Training(num_steps=0, stop_backward=True).model[0].bias.requires_grad
+
+
+@pytest.mark.parametrize("stop_backward", [False, True])
+def test_state(stop_backward):
+    check_stateful(lambda: Training(stop_backward=stop_backward), Training.advance, num_steps=5)
 
 
 def test_works_with_muon_and_its_auxiliary():

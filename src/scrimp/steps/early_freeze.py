@@ -16,17 +16,31 @@ class EarlyFreeze:
     again and DistributedDataParallel does not miss a gradient; what is spared is not the gradient's computation but
     what its further changes would do.
 
+    With ``stop_backward`` that computation is spared as well: the parameters then need no gradient, and where nothing
+    below them needs one either, the backward pass ends behind them. All other gradients are the same bit by bit. A
+    compiled model is compiled once more for it, and DistributedDataParallel has to be put around the model anew, when
+    ``is_frozen`` has become true.
+
     Example::
 
         conv = steps.whiten_input_(model, images)
         freeze = steps.EarlyFreeze(optimizer, [conv.bias], num_steps=3 * len(loader))
 
-    Args: optimizer - it counts the steps. parameters - of it. num_steps - steps that still train them.
+    Args: optimizer - it counts the steps. parameters - of it. num_steps - steps that still train them. stop_backward -
+        see above.
     Raises: ConfigError - no parameters, one that the optimizer has not, or a negative number of steps.
-    Cost: none. Source: K. Jordan, arXiv 2404.00498 (the whitening bias, after 3 epochs).
+    Cost: none. With ``stop_backward`` behind a first convolution of which only the bias was trained, the second one's
+        gradient towards its input is saved. Source: K. Jordan, arXiv 2404.00498 (the whitening bias, after 3 epochs).
     """
 
-    def __init__(self, optimizer: Optimizer, parameters: Iterable[nn.Parameter | None], *, num_steps: int) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        parameters: Iterable[nn.Parameter | None],
+        *,
+        num_steps: int,
+        stop_backward: bool = False,
+    ) -> None:
         given = list(parameters)
         self._parameters = [parameter for parameter in given if parameter is not None]
         if not given or len(self._parameters) != len(given):
@@ -37,18 +51,26 @@ class EarlyFreeze:
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
             raise ConfigError(f"EarlyFreeze: num_steps is {num_steps!r}; it has to be a number of steps, 0 or more")
         self._num_steps = num_steps
-        self._steps_done = 0
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self._stop_backward = stop_backward
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step), optimizer.register_step_post_hook(self.count_step)
+        ]  # fmt: skip
+        self._set_steps_done(0)
 
     def _before_step(self, *_: Any) -> None:
-        if self._steps_done >= self._num_steps:
+        if self.is_frozen:
             for parameter in self._parameters:
                 parameter.grad = None
-        self._steps_done += 1
 
-    def count_step(self) -> None:
-        """Count a step of which the optimizer's hooks do not hear: one that a CUDA graph replays."""
-        self._steps_done += 1
+    def count_step(self, *_: Any) -> None:
+        """Count a step; to be called for one of which the optimizer's hooks do not hear, as a CUDA graph replays it."""
+        self._set_steps_done(self._steps_done + 1)
+
+    def _set_steps_done(self, steps_done: int) -> None:
+        self._steps_done = steps_done
+        if self._stop_backward:
+            for parameter in self._parameters:
+                parameter.requires_grad_(not self.is_frozen)
 
     @property
     def is_frozen(self) -> bool:
@@ -57,7 +79,11 @@ class EarlyFreeze:
 
     def remove(self) -> None:
         """Let the parameters learn again."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+        if self._stop_backward:
+            for parameter in self._parameters:
+                parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, int]:
         """The steps done."""
@@ -66,6 +92,7 @@ class EarlyFreeze:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``. Raises FormatError if it is not one."""
         try:
-            self._steps_done = int(state["steps_done"])
+            steps_done = int(state["steps_done"])
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"this is not the state of an EarlyFreeze: {error!r}") from error
+        self._set_steps_done(steps_done)

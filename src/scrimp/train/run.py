@@ -146,8 +146,8 @@ def _build_job(
     if whitening is not None and config.whiten_bias_epochs is not None:
         num_steps = round(config.whiten_bias_epochs * len(loader))
         bias = [parameter for name, parameter in whitening.named_parameters() if name == "bias"]
-        freeze = EarlyFreeze(optimizer, bias, num_steps=num_steps)
-        seams = dataclasses.replace(seams, state={**seams.state, "whitening_bias": freeze})
+        freeze = EarlyFreeze(optimizer, bias, num_steps=num_steps, stop_backward=True)
+        seams = _with_freeze(freeze, seams)
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=optimizer, device=device, autocast=autocast, seams=seams,
@@ -155,6 +155,18 @@ def _build_job(
         whitening=whitening, freeze=freeze,
         data_checksum=dataset.checksum,
     )  # fmt: skip
+
+
+def _with_freeze(freeze: EarlyFreeze, seams: Seams) -> Seams:
+    """``seams`` that keep the state of ``freeze``, and say when a parameter less needs a gradient."""
+    was_frozen = freeze.is_frozen
+
+    def has_changed() -> bool:
+        nonlocal was_frozen
+        is_new, was_frozen = freeze.is_frozen and not was_frozen, freeze.is_frozen
+        return seams.has_changed() or is_new
+
+    return dataclasses.replace(seams, state={**seams.state, "whitening_bias": freeze}, has_changed=has_changed)
 
 
 def shrink_of(config: TrainConfig, dataset: Dataset) -> ProgressiveResize | None:
