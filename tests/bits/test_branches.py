@@ -149,7 +149,7 @@ def test_a_shrunk_model_with_its_branches_deleted_resumes_bit_for_bit() -> None:
         assert scrimp.read_structure(again) == scrimp.read_structure(model)
         again.load_state_dict(model.state_dict())
         other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        scrimp.bits.set_wiring_(again, scrimp.bits.channels.wire.graph_wiring(again, batch))
+        scrimp.bits.set_wiring_(again, scrimp.bits.graph_wiring(again, batch))
         for _ in range(3):
             assert torch.equal(train(model, batch, optimizer), train(again, batch, other))
         assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))

@@ -10,7 +10,7 @@ from torch import nn
 import scrimp
 from scrimp.bits import Constant, Objective, StepRange, Wiring, quantized_layers, self_compress_, set_wiring_
 from scrimp.bits.wiring import trace_modules
-from scrimp.errors import ConfigError
+from scrimp.errors import ConfigError, StructureError
 
 
 def chain(activation=nn.ReLU):
@@ -262,3 +262,18 @@ def test_step_range_pulls_both_ends():
 def test_without_quantised_layers_it_refuses():
     with pytest.raises(ConfigError, match="self_compress_"):
         scrimp.size_penalty(chain())
+
+
+def test_a_model_that_was_given_another_structure_needs_its_wiring():
+    model = compressed()
+    set_bits(model, "3", [0, 0, 0, 8, 8, 8])
+    with torch.no_grad():
+        model[3].bias[:3] = 0
+    assert scrimp.remove_dead_channels_(model).num_channels == 3
+    again = compressed()
+    scrimp.apply_structure_(again, scrimp.read_structure(model))
+    again.load_state_dict(model.state_dict())
+    with pytest.raises(StructureError, match=r"3 takes 8 channels and gives 3, its wiring 8 and 6: .* bits\.set_wiring_"):
+        scrimp.size_penalty(again)
+    set_wiring_(again, scrimp.bits.graph_wiring(again, IMAGES))
+    assert scrimp.size_penalty(again) == scrimp.size_penalty(model)

@@ -3,6 +3,7 @@
 from scrimp.bits.channels.graph import Barrier, ChannelGraph
 from scrimp.bits.channels.summary import LayerSummary, channel_summary
 from scrimp.bits.channels.watch import channel_graph
+from scrimp.bits.channels.wire import graph_wiring
 from scrimp.bits.compress import Compression, self_compress_
 from scrimp.bits.copies import same_structure_on_all_ranks
 from scrimp.bits.export import ExportReport, export
@@ -58,6 +59,7 @@ __all__ = [
     "finalize_",
     "fit_size_",
     "freeze_bits_",
+    "graph_wiring",
     "inspect_packed",
     "pack",
     "packed_bytes_estimate",

@@ -23,7 +23,8 @@ def size_penalty(model: nn.Module, *, objective: Objective = Objective.BITS, pus
     them to the task.
 
     ``model`` may be wrapped. Cost: some thirty small operations, however many layers; no host sync; no collective.
-    Raises: ConfigError - nothing in the model is quantised. Source: arXiv 2301.13142, section on the size loss; the
+    Raises: ConfigError - nothing in the model is quantised. StructureError - it was given another structure, and not
+    its wiring. Source: arXiv 2301.13142, section on the size loss; the
     one-sided push before a ReLU, and sharing at additions, are ours.
     """
     plan = size_plan(model, objective)

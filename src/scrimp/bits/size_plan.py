@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scrimp.bits.layers import QuantizedLayer, unique_layers
 from scrimp.bits.wiring import Wiring, num_inputs_and_outputs
+from scrimp.errors import StructureError
 
 
 class Objective(enum.Enum):
@@ -116,6 +117,13 @@ def _make_plan(
     for layer in layers:
         facts, name = layer.quantizer.facts, layer.quantizer.name
         num_inputs, num_outputs = num_inputs_and_outputs(layer)
+        wired = (len(wiring.inputs[name]), len(wiring.outputs[name]))
+        if wired != (num_inputs, num_outputs):
+            raise StructureError(
+                f"{name} takes {num_inputs} channels and gives {num_outputs}, its wiring {wired[0]} and {wired[1]}: the "
+                "model was given another structure. Follow that by bits.set_wiring_(model, bits.graph_wiring(model, "
+                "example_inputs))"
+            )
         groups: int = getattr(layer.module, "groups", 1)
         per_pair = layer.raw_weight.numel() * groups // (num_inputs * num_outputs)
         match objective:
@@ -129,8 +137,6 @@ def _make_plan(
         for parts, classes in ((channel_parts, wiring.outputs[name]), (input_parts, wiring.inputs[name])):
             repeated = slots.repeat_interleave(len(classes) // groups)
             parts.append((torch.full_like(classes, price), classes, repeated))
-        assert len(wiring.outputs[name]) == num_outputs
-        assert len(wiring.inputs[name]) == num_inputs
         starts[name] = num_channels
         num_channels, num_slots = num_channels + num_outputs, num_slots + groups
     constants = [constant for constant in wiring.constants if constant.layer in starts]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from scrimp import bits
 from scrimp._core.rng import generator
 from scrimp._core.structure import Structure, StructureChange, apply_structure_, read_structure
-from scrimp.bits.channels.wire import graph_wiring
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
 from scrimp.steps import WeightAverage
 from scrimp.train.config import TrainConfig
@@ -153,7 +152,7 @@ class Compressor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on; the model has been restored by now."""
-        bits.set_wiring_(self.model, graph_wiring(self.model, self.example))
+        bits.set_wiring_(self.model, bits.graph_wiring(self.model, self.example))
         self._progress = state["progress"]
         self._removed_at, self._measured_at = state["removed_at"], state["measured_at"]
         if self.target is not None:

@@ -18,6 +18,9 @@ from scrimp.errors import StructureError
 def graph_wiring(model: nn.Module, example_inputs: ExampleInputs) -> Wiring:
     """The wiring of a quantised model, from its channel graph; the poorer one where the model cannot be followed.
 
+    ``self_compress_`` sets it, and a removal keeps it up. A fresh model that was given the structure of a shrunk one
+    needs it anew: ``bits.set_wiring_(model, bits.graph_wiring(model, example_inputs))``.
+
     Cost: two forward passes in evaluation mode.
     """
     poor = trace_modules(model, example_inputs)
