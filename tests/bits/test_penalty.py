@@ -273,7 +273,9 @@ def test_a_model_that_was_given_another_structure_needs_its_wiring():
     again = compressed()
     scrimp.apply_structure_(again, scrimp.read_structure(model))
     again.load_state_dict(model.state_dict())
-    with pytest.raises(StructureError, match=r"3 takes 8 channels and gives 3, its wiring 8 and 6: .* bits\.set_wiring_"):
+    with pytest.raises(
+        StructureError, match=r"3 takes 8 channels and gives 3, its wiring 8 and 6: .* bits\.set_wiring_"
+    ):
         scrimp.size_penalty(again)
     set_wiring_(again, scrimp.bits.graph_wiring(again, IMAGES))
     assert scrimp.size_penalty(again) == scrimp.size_penalty(model)

@@ -120,9 +120,9 @@ def _make_plan(
         wired = (len(wiring.inputs[name]), len(wiring.outputs[name]))
         if wired != (num_inputs, num_outputs):
             raise StructureError(
-                f"{name} takes {num_inputs} channels and gives {num_outputs}, its wiring {wired[0]} and {wired[1]}: the "
-                "model was given another structure. Follow that by bits.set_wiring_(model, bits.graph_wiring(model, "
-                "example_inputs))"
+                f"{name} takes {num_inputs} channels and gives {num_outputs}, its wiring {wired[0]} and {wired[1]}: "
+                "the model was given another structure. Follow that by bits.set_wiring_(model, "
+                "bits.graph_wiring(model, example_inputs))"
             )
         groups: int = getattr(layer.module, "groups", 1)
         per_pair = layer.raw_weight.numel() * groups // (num_inputs * num_outputs)
