@@ -65,6 +65,21 @@ def test_learns_for_so_many_steps_and_no_more(kind):
     assert not torch.equal(run.advance()["0.bias"], biases[-1])
 
 
+@pytest.mark.parametrize("stop_backward", [False, True])
+def test_freezes_when_told_and_stays_so_after_a_resume(stop_backward):
+    run = Training(num_steps=None, stop_backward=stop_backward)
+    before = [run.advance()["0.bias"] for _ in range(4)]
+    assert not torch.equal(before[-2], before[-1])
+    run.freeze.freeze()
+    assert run.freeze.is_frozen
+    again = Training(num_steps=None, stop_backward=stop_backward)
+    again.load_state_dict(run.state_dict())
+    for one in (run, again):
+        assert one.model[0].bias.requires_grad != stop_backward
+    assert torch.equal(again.advance()["0.bias"], before[-1])
+    assert not torch.equal(again.advance()["0.weight"], run.model.state_dict()["0.weight"])
+
+
 def test_the_other_parameters_do_not_notice_until_then():
     """Up to the freeze the run is the one without it, bit by bit."""
     frozen, free = Training(num_steps=3), Training(num_steps=100)

@@ -70,6 +70,26 @@ def test_the_bias_behind_them_is_frozen_in_time(tmp_path: Path) -> None:
     assert changed == [True] * 10 + [False] * 11
 
 
+def test_pruned_epochs_count_as_epochs_for_the_freeze(tmp_path: Path) -> None:
+    epochs = []
+
+    def remember(started: Any) -> None:
+        last = started.job.model[0].bias.detach().clone()
+
+        def note(*_: Any) -> None:
+            nonlocal last
+            now = started.job.model[0].bias.detach().clone()
+            epochs.extend([started.job.loader.epoch] * (not torch.equal(now, last)))
+            last = now
+
+        started.job.optimizer.register_step_post_hook(note)
+
+    settings = {"num_epochs": 8, "keep": 0.5, "model": STEM, "whiten": True, "whiten_bias_epochs": 3}
+    done = run(tiny(**settings), out=tmp_path / "run", on_start=remember)
+    assert done.step < 8 * 22 * 0.8, "epochs were pruned"
+    assert set(epochs) == {0, 1, 2}
+
+
 def test_whitening_without_a_bias_to_freeze_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such parameter \(has the convolution a bias"):
         run(tiny(whiten=True, whiten_bias_epochs=1), out=tmp_path / "run")

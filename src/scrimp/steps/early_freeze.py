@@ -10,7 +10,7 @@ from scrimp.errors import ConfigError, FormatError
 
 
 class EarlyFreeze:
-    """After ``num_steps`` steps of ``optimizer``, leaves the parameters as they are: no update, no decay, no momentum.
+    """After ``num_steps`` steps, or ``freeze()``, leaves parameters as they are: no update, no decay, no momentum.
 
     It takes their gradients away before each further step. Nothing else changes, so a compiled model is not compiled
     again and DistributedDataParallel does not miss a gradient; what is spared is not the gradient's computation but
@@ -26,7 +26,8 @@ class EarlyFreeze:
         conv = steps.whiten_input_(model, images)
         freeze = steps.EarlyFreeze(optimizer, [conv.bias], num_steps=3 * len(loader))
 
-    Args: optimizer - it counts the steps. parameters - of it. num_steps - steps that still train them. stop_backward -
+    Args: optimizer - it counts the steps. parameters - of it. num_steps - steps that still train them; None where
+        their number is not known beforehand, as with epochs of which data pruning decides the length. stop_backward -
         see above.
     Raises: ConfigError - no parameters, one that the optimizer has not, or a negative number of steps.
     Cost: none. With ``stop_backward`` behind a first convolution of which only the bias was trained, the second one's
@@ -38,7 +39,7 @@ class EarlyFreeze:
         optimizer: Optimizer,
         parameters: Iterable[nn.Parameter | None],
         *,
-        num_steps: int,
+        num_steps: int | None = None,
         stop_backward: bool = False,
     ) -> None:
         given = list(parameters)
@@ -48,10 +49,12 @@ class EarlyFreeze:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not all(id(parameter) in held for parameter in self._parameters):
             raise ConfigError("EarlyFreeze: the optimizer does not hold every one of these parameters")
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+        is_number = isinstance(num_steps, int) and not isinstance(num_steps, bool)
+        if num_steps is not None and (not is_number or num_steps < 0):
             raise ConfigError(f"EarlyFreeze: num_steps is {num_steps!r}; it has to be a number of steps, 0 or more")
         self._num_steps = num_steps
         self._stop_backward = stop_backward
+        self._was_told = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step), optimizer.register_step_post_hook(self.count_step)
         ]  # fmt: skip
@@ -68,14 +71,22 @@ class EarlyFreeze:
 
     def _set_steps_done(self, steps_done: int) -> None:
         self._steps_done = steps_done
+        self._stop_backward_if_frozen()
+
+    def _stop_backward_if_frozen(self) -> None:
         if self._stop_backward:
             for parameter in self._parameters:
                 parameter.requires_grad_(not self.is_frozen)
 
+    def freeze(self) -> None:
+        """Leave the parameters alone from the next step on."""
+        self._was_told = True
+        self._stop_backward_if_frozen()
+
     @property
     def is_frozen(self) -> bool:
         """Whether the next step leaves the parameters alone."""
-        return self._steps_done >= self._num_steps
+        return self._was_told or (self._num_steps is not None and self._steps_done >= self._num_steps)
 
     def remove(self) -> None:
         """Let the parameters learn again."""
@@ -85,14 +96,14 @@ class EarlyFreeze:
             for parameter in self._parameters:
                 parameter.requires_grad_(True)
 
-    def state_dict(self) -> dict[str, int]:
-        """The steps done."""
-        return {"steps_done": self._steps_done}
+    def state_dict(self) -> dict[str, int | bool]:
+        """The steps done, and whether ``freeze`` was called."""
+        return {"steps_done": self._steps_done, "was_told": self._was_told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``. Raises FormatError if it is not one."""
         try:
-            steps_done = int(state["steps_done"])
-        except (KeyError, TypeError, ValueError) as error:
+            steps_done, self._was_told = int(state["steps_done"]), bool(state.get("was_told", False))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"this is not the state of an EarlyFreeze: {error!r}") from error
         self._set_steps_done(steps_done)

@@ -112,7 +112,7 @@ class TrainConfig:
     )
     whiten_epsilon: float = _setting(5e-4, "added to the variances of patches before they are whitened", "model")
     whiten_bias_epochs: float | None = _setting(
-        None, "epochs that train the bias behind the whitening filters; none: all", "model"
+        None, "epochs, pruned or not, that train the bias behind the whitening filters; none: all", "model"
     )
     pool_early: Literal["no", "activation", "norm"] = _setting(
         "no",

@@ -1,6 +1,5 @@
 """A whole run: from a configuration to a directory with its record, its checkpoints, its model and its page."""
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from scrimp.errors import ConfigError, ScrimpError
 from scrimp.report.page import require_page_libraries, write_page
 from scrimp.report.record import RunStatus, read_run
 from scrimp.report.summary import Summary
-from scrimp.steps import EarlyFreeze, ProgressiveResize
+from scrimp.steps import ProgressiveResize
 from scrimp.train.averages import with_average
 from scrimp.train.compression import compressor_of, with_compression
 from scrimp.train.config import TrainConfig
@@ -34,7 +33,7 @@ from scrimp.train.profiler import profiled
 from scrimp.train.pruning import rule_of, with_pruning, with_rule_named
 from scrimp.train.run_dir import choose_run_dir, locked
 from scrimp.train.saving import codec_of, open_checkpoints
-from scrimp.train.surgery import change_model_, images_to_whiten, whitening_facts
+from scrimp.train.surgery import change_model_, images_to_whiten, whitening_facts, with_bias_freeze
 from scrimp.train.task import Task, build_loaders
 from scrimp.train.visited import VISIT_COUNTS, VisitCounts, visited_facts, with_visit_counts
 
@@ -141,13 +140,8 @@ def _build_job(
     # here, and not before: the average lies where the model does
     seams, average = with_average(config, seams, model)
     optimizer = build_optimizer(config, model)
-    freeze = None
     seams = with_compression(compressor, seams, optimizer, average)
-    if whitening is not None and config.whiten_bias_epochs is not None:
-        num_steps = round(config.whiten_bias_epochs * len(loader))
-        bias = [parameter for name, parameter in whitening.named_parameters() if name == "bias"]
-        freeze = EarlyFreeze(optimizer, bias, num_steps=num_steps, stop_backward=True)
-        seams = _with_freeze(freeze, seams)
+    seams, freeze = with_bias_freeze(config, seams, optimizer, whitening)
     return Job(
         config=config, model=model, task=Task(dataset.kind, config.label_smoothing), loader=loader,
         test_loader=test_loader, optimizer=optimizer, device=device, autocast=autocast, seams=seams,
@@ -155,18 +149,6 @@ def _build_job(
         whitening=whitening, freeze=freeze,
         data_checksum=dataset.checksum,
     )  # fmt: skip
-
-
-def _with_freeze(freeze: EarlyFreeze, seams: Seams) -> Seams:
-    """``seams`` that keep the state of ``freeze``, and say when a parameter less needs a gradient."""
-    was_frozen = freeze.is_frozen
-
-    def has_changed() -> bool:
-        nonlocal was_frozen
-        is_new, was_frozen = freeze.is_frozen and not was_frozen, freeze.is_frozen
-        return seams.has_changed() or is_new
-
-    return dataclasses.replace(seams, state={**seams.state, "whitening_bias": freeze}, has_changed=has_changed)
 
 
 def shrink_of(config: TrainConfig, dataset: Dataset) -> ProgressiveResize | None:

@@ -1,11 +1,14 @@
 """The changes of a model that the settings of a run ask for, in the order in which they go together."""
 
+import dataclasses
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from scrimp.steps import (
+    EarlyFreeze,
     Normalize,
     freeze_bn_scale_,
     ghost_batch_norm_,
@@ -15,6 +18,7 @@ from scrimp.steps import (
 )
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import Dataset
+from scrimp.train.job import Seams
 
 _NUM_WHITENED = 5000  # images: more change the filters by less than a percent
 
@@ -47,6 +51,36 @@ def images_to_whiten(config: TrainConfig, dataset: Dataset) -> Tensor | None:
     if not config.whiten:
         return None
     return Normalize(dataset.mean, dataset.std).apply(dataset.train.inputs[:_NUM_WHITENED], None)
+
+
+def with_bias_freeze(
+    config: TrainConfig, seams: Seams, optimizer: torch.optim.Optimizer, whitening: nn.Conv2d | None
+) -> tuple[Seams, EarlyFreeze | None]:
+    """``seams`` that freeze the bias behind the whitening filters after as many epochs as ``config`` says, if it does.
+
+    Epochs are those of this run: pruned ones are short, and count as one. Raises: ConfigError - there is no such bias.
+    """
+    num_epochs = config.whiten_bias_epochs
+    if whitening is None or num_epochs is None:
+        return seams, None
+    bias = [parameter for name, parameter in whitening.named_parameters() if name == "bias"]
+    freeze = EarlyFreeze(optimizer, bias, stop_backward=True)
+    was_frozen = False
+
+    def before_step(progress: float) -> None:
+        if progress * config.num_epochs >= num_epochs:
+            freeze.freeze()
+
+    def has_changed() -> bool:
+        nonlocal was_frozen
+        is_new, was_frozen = freeze.is_frozen and not was_frozen, freeze.is_frozen  # a parameter less has a gradient
+        return seams.has_changed() or is_new
+
+    added = dataclasses.replace(
+        seams, before_step=(*seams.before_step, before_step), has_changed=has_changed,
+        state={**seams.state, "whitening_bias": freeze},
+    )  # fmt: skip
+    return added, freeze
 
 
 def whitening_facts(conv: nn.Conv2d, epsilon: float) -> dict[str, Any]:
