@@ -1,4 +1,4 @@
-"""Whether a stored state fits the model or optimizer at hand, answered before anything is copied."""
+"""Whether a stored state fits the model or optimizer at hand, answered before anything is copied, and made to fit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from scrimp._core.tensor_role import TensorRole, optimizer_slot_role
+
+_KERNELS = ("foreach", "fused", "capturable", "differentiable")
 
 
 def find_misfits(part: nn.Module | Optimizer, saved: Mapping[str, Any], optimizer_class: str | None) -> list[str]:
@@ -20,6 +22,20 @@ def find_misfits(part: nn.Module | Optimizer, saved: Mapping[str, Any], optimize
     if optimizer_class != type(part).__name__:
         return [f"it was {optimizer_class} and is now {type(part).__name__}"]
     return _misfits_of_optimizer(part, saved)
+
+
+def with_own_kernels(part: nn.Module | Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """``saved`` with those settings of an optimizer that say how it computes on the device where it is now.
+
+    A state from CUDA may ask for fused or capturable steps, which a CPU cannot always make, and the other way round.
+    """
+    if not isinstance(part, Optimizer):
+        return saved
+    groups = [
+        {**theirs, **{name: ours[name] for name in _KERNELS if name in ours}}
+        for ours, theirs in zip(part.param_groups, saved["param_groups"], strict=True)
+    ]
+    return {**saved, "param_groups": groups}
 
 
 def _misfits_of_model(model: nn.Module, saved: Mapping[str, Any]) -> list[str]:

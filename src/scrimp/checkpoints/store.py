@@ -15,7 +15,7 @@ from scrimp.checkpoints.catalogue import Catalogue
 from scrimp.checkpoints.chain import Init
 from scrimp.checkpoints.codec import Codec
 from scrimp.checkpoints.files import Files, open_files
-from scrimp.checkpoints.fit import find_misfits
+from scrimp.checkpoints.fit import find_misfits, with_own_kernels
 from scrimp.checkpoints.history import Snapshot
 from scrimp.checkpoints.layout import Layout, lay_out
 from scrimp.checkpoints.parts import StoredPart, TensorPart, find_parts, lay_out_parts
@@ -265,7 +265,8 @@ class CheckpointStore:
     ) -> dict[str, Any]:
         """Load ``step`` (the newest by default) into ``model`` and ``optimizer``; returns what was saved as ``extra``.
 
-        Names, shapes and dtypes are compared before anything is copied.
+        Names, shapes and dtypes are compared before anything is copied. Tensors go to the device of what they are
+        restored into, wherever they were; an optimizer goes on with its own kernels (``fused``, ``capturable``, ...).
 
         Raises: as ``load``; ConfigError - the checkpoint holds no such part, or it does not fit; nothing was changed.
         """
@@ -279,8 +280,9 @@ class CheckpointStore:
             if misfits := find_misfits(part, state[name], state.get("optimizer_class")):
                 raise ConfigError(self._does_not_fit(name, state["step"], misfits) + "; nothing was changed")
         for name, part in parts.items():
+            fitting = with_own_kernels(part, state[name])
             try:
-                part.load_state_dict(distribute(part, state[name]) if self._ranks.is_together else state[name])
+                part.load_state_dict(distribute(part, fitting) if self._ranks.is_together else fitting)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise ConfigError(self._does_not_fit(name, state["step"], [str(error)])) from error
         extra: dict[str, Any] = state["extra"]
