@@ -3,7 +3,7 @@
 import json
 import time
 
-from tests.reference.command import QUICK
+from tests.reference.command import QUICK, SMALL
 from tests.reference.terminal import Terminal
 
 from scrimp.checkpoints import CheckpointStore
@@ -32,8 +32,8 @@ def test_train_saves_the_step_that_it_is_at(tmp_path):
 
 
 def test_compare_lets_its_run_save_and_starts_no_other(tmp_path):
-    words = ["compare", "digits", "--device", "cpu", "--model-args", "width=4", "--num-epochs", "30", "--seeds", "1"]
-    words += ["--log-every", "5", "--checkpoint-every", "30", "--variants", "plain", "steps", "--jobs", "1"]
+    words = ["compare", "digits", *SMALL, "--num-epochs", "30", "--seeds", "1", "--jobs", "1", "--log-every", "5"]
+    words += ["--checkpoint-every", "30", "--variants", "plain", "steps"]
     terminal = Terminal([*words, "--out", "c"], tmp_path)
     close_when_training(terminal, tmp_path / "c" / "plain-seed0" / "metrics.jsonl")
     assert_saved(tmp_path / "c" / "plain-seed0")

@@ -6,24 +6,13 @@ import subprocess
 import time
 
 import pytest
-from tests.reference.command import SCRIMP, environment
+from tests.reference.command import SCRIMP, SMALL, environment
 
 from scrimp.cli import main
 from scrimp.report.comparison import read_comparison
 from scrimp.train.comparison import default_variants, draw_gammas, plan_variants, runs_of
 
-QUICK = [
-    "compare",
-    "digits",
-    "--device",
-    "cpu",
-    "--precision",
-    "float32",
-    "--model-args",
-    "width=4",
-    "--num-epochs",
-    "3",
-]
+QUICK = ["compare", "digits", *SMALL, "--num-epochs", "3"]
 
 
 def test_a_comparison_is_interrupted_goes_on_and_ends_with_its_table(tmp_path, monkeypatch, capsys):

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import torch
-from tests.dist.test_two_processes import VIT, torchrun
-from tests.reference.command import environment, same_bits, scrimp, weights
+from tests.reference.command import scrimp
+from tests.reference.processes import VIT, torchrun
 
 COMPRESS = [*VIT, "--compress", "--gamma", "1.5", "--num-epochs", "6", "--evaluate-every", "3", "--checkpoint-every", "3"]
 

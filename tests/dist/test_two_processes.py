@@ -1,45 +1,13 @@
 """Two gloo processes under torchrun: the same training as one process, and the same resumption."""
 
-import contextlib
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import torch
-from tests.reference.command import environment, lines_without_times, same_bits, scrimp, weights
+from tests.reference.command import lines_without_times, same_bits, scrimp, weights
+from tests.reference.processes import VIT, killed_after, torchrun
 
-from scrimp.checkpoints import CheckpointStore
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scrimp"]
-# no batch norm: its statistics are of one process's part of the batch
-VIT = [
-    "train", "digits", "--savings", "checkpoints", "--device", "cpu", "--precision", "float32", "--model", "vit", "--log-every", "5",
-    "--model-args", "depth=1", "--model-args", "width=16", "--model-args", "num_heads=2",
-    "--model-args", "patch_size=4",
-    "--optimizer", "sgd", "--learning-rate", "0.05", "--num-epochs", "2",
-]  # fmt: skip
-
-
-def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TORCHRUN, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False
-    )
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """torchrun and its workers, which have sessions of their own: a signal to torchrun's group would leave them."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    assert len(family) >= 3, "torchrun and two workers"
-    for one in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive
-
+from scrimp.report.record import read_run
 
 def test_two_processes_at_half_the_batch_train_like_one(tmp_path: Path) -> None:
     one = scrimp(*VIT, "--batch-size", "64", "--out", "one", cwd=tmp_path)
@@ -63,30 +31,29 @@ def test_two_processes_at_half_the_batch_train_like_one(tmp_path: Path) -> None:
     assert not all(torch.allclose(t, weights(tmp_path / "other")[n], atol=1e-3) for n, t in ours.items())
 
 
-def test_two_processes_with_dropout_and_batch_norm_resume_bit_for_bit(tmp_path: Path) -> None:
+def test_two_processes_with_all_savings_and_dropout_resume_bit_for_bit(tmp_path: Path) -> None:
+    """Killed when samples have been pruned and channels have left; batch norm and dropout differ between ranks."""
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
         "def make(num_classes):\n"
-        "    conv = nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()\n"
-        "    return nn.Sequential(*conv, nn.Linear(392, num_classes))\n"
+        "    conv = nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.3)\n"
+        "    rest = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes)\n"
+        "    return nn.Sequential(*conv, *rest)\n"
     )
-    words = ["train", "--savings", "checkpoints", "--model", "mine:make", "--device", "cpu", "--precision", "float32", "--batch-size", "32"]
-    words += ["--num-epochs", "30", "--checkpoint-every", "1.3", "--evaluate-every", "10", "--log-every", "4"]
+    words = ["train", "digits", "--savings", "all", "--gamma", "0.5", "--model", "mine:make", "--batch-size", "32"]
+    words += ["--device", "cpu", "--precision", "float32", "--num-epochs", "12", "--checkpoint-every", "1.3"]
+    words += ["--evaluate-every", "6", "--log-every", "4"]
     words += ["--whiten", "--whiten-bias-epochs", "0.7"]  # a parameter less that DDP waits for
     whole = torchrun(*words, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [*TORCHRUN, *words, "--out", "stopped"], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    checkpoints = CheckpointStore(tmp_path / "stopped" / "checkpoints")
-    deadline = time.monotonic() + 120
-    while not checkpoints.steps():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    kill_all(process)
-    assert not (tmp_path / "stopped" / "summary.json").exists()
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["sample_visits"] < 0.8 * summary["sample_visits_full"]
+    assert summary["weights_kept_fraction"] < 1
+    killed_after(6, *words, out=tmp_path / "stopped")
+    kept = read_run(tmp_path / "stopped").series("step", "weights_kept_fraction")
+    assert kept[-1].value < 1
     resumed = torchrun("train", "--resume", "--out", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    packed = [(tmp_path / name / "model.scrimp").read_bytes() for name in ("whole", "stopped")]
+    assert packed[0] == packed[1]

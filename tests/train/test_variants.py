@@ -119,6 +119,31 @@ def test_savings_go_together_and_a_stopped_run_goes_on_bit_by_bit(whole, tmp_pat
         assert (whole(pair) / "model.scrimp").read_bytes() == (tmp_path / "parts" / "model.scrimp").read_bytes()
 
 
+WITH_ALL = {
+    "lookahead, accumulation": {"lookahead": True, "accumulation": 2, "gamma": 1.0},
+    "ema, ghost batches, clipping, adamw": {
+        "ema": 0.9, "ghost_batch": 32, "clip_norm": 1.0, "optimizer": "adamw", "learning_rate": 0.01, "gamma": 2.5,
+    },
+    "growing images, frozen bias, excp": {
+        "first_size": 6, "whiten_bias_epochs": 2, "checkpoint_codec": "excp", "gamma": 1.0,
+        "model": "tests.reference.models:stem_net",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_ALL)
+def test_all_savings_go_with_the_other_settings(tmp_path, name):
+    config = _config(SAVINGS).replace(**WITH_ALL[name])
+    whole = run(config, out=tmp_path / "whole")
+    assert whole.summary.sample_visits < whole.summary.sample_visits_full
+    assert whole.summary.weights_kept_fraction < 1
+    run_until(config, tmp_path / "parts", whole.step * 2 // 3)
+    run(config, out=tmp_path / "parts", resume=True)
+    assert_same_state(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
+    packed = [(tmp_path / one / "model.scrimp").read_bytes() for one in ("whole", "parts")]
+    assert packed[0] == packed[1]
+
+
 def test_the_comparison_above_can_fail(whole, tmp_path):
     run(_config(("samples", "bits")).replace(seed=1), out=tmp_path / "other")
     with pytest.raises(AssertionError):
