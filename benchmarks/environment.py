@@ -12,26 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, median, quantiles, stdev
+from statistics import median, quantiles, stdev
 from typing import Any
+
+from scrimp.report import statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond that the normal one is close.
-STUDENT = (
-    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
-    2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04,
-)  # fmt: skip
-
-
 def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and the half-width of its 95 % confidence interval; no width for a single value."""
-    if len(values) < 2:
-        return {"mean": values[0], "half_width": None, "n": len(values)}
-    factor = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 1.96
-    return {"mean": mean(values), "half_width": factor * stdev(values) / len(values) ** 0.5, "n": len(values)}
+    """Mean, standard deviation, and the half-width of the mean's 95 % interval; neither for a single value."""
+    found = statistics.interval(values)
+    std = stdev(values) if len(values) > 1 else None
+    return {"mean": found.mean, "std": std, "half_width": found.half_width, "n": found.num}
 
 
 # One-sided 80 % quantiles of Student's t for 1 to 9 degrees of freedom.

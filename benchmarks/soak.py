@@ -4,9 +4,10 @@ Each trial draws options for ``digits`` from a seed, trains once without a stop,
 interruptions (SIGINT) at random moments, resumed until it ends. Then: both have the same weights and packed file bit by
 bit, and the same record but for clock readings; the run directory holds no file that it should not; its store verifies.
 A combination that is refused has to be refused with a sentence and leave nothing. At the end one process trains several
-runs in a row, and its resident memory must not grow.
+runs in a row, and its resident memory must not grow. Trials that are there already are not repeated.
 
     python benchmarks/soak.py --trials 100
+    python benchmarks/soak.py --trials 100 --minutes 10          # and again, until all have been made
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from environment import RESULTS, child_environment, facts, write_result
+from environment import RESULTS, child_environment, facts, read_runs, write_result
 
 from scrimp.checkpoints import CheckpointStore
 
@@ -36,11 +37,12 @@ OPTIONS: list[tuple[float, list[list[str]]]] = [
     (0.8, [["--savings", name] for name in ("none", "all", "samples", "bits", "steps,bits", "samples,checkpoints")]),
     (0.3, [["--sample-rule", name] for name in ("mean", "quantiles", "budget", "random")]),
     (0.3, [["--gamma", "0.5"], ["--target-bytes", "3000"], ["--no-compress"]]),
+    (0.2, [["--quantizer", "bits-exponent"], ["--quantizer", "step-range"]]),
     (0.4, [["--optimizer", "adamw", "--learning-rate", "0.01"], ["--optimizer", "muon"]]),
     (0.3, [["--lookahead"], ["--ema", "0.9"]]),
     (0.3, [["--ghost-batch", "16"], ["--no-freeze-bn-scale", "--bias-scale", "1"], ["--celu", "0.3"]]),
     (0.3, [["--pool-early", "no"], ["--pool-early", "activation"]]),
-    (0.3, [["--whiten"], ["--no-whiten"]]),
+    (0.3, [["--whiten"], ["--whiten", "--whiten-bias-epochs", "2"], ["--no-whiten"]]),
     (0.3, [["--first-size", "4"]]),
     (0.4, [["--checkpoint-codec", name] for name in ("residual", "residual-small", "excp", "lossless")]),
     (0.3, [["--checkpoint-async"]]),
@@ -171,20 +173,25 @@ def run_to_end(words: list[str]) -> subprocess.CompletedProcess[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Random options, random kills.")
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0, help="number of the first trial, which seeds it")
+    parser.add_argument("--minutes", type=float, help="begin no trial after so many; start again to go on")
+    parser.add_argument("--runs", type=Path, default=RESULTS / "soak_runs.jsonl", help="file of the trials made so far")
     parser.add_argument("--memory-runs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     options = parser.parse_args()
-    trials = []
+    started, made = time.monotonic(), {told["trial"] for told in read_runs(options.runs)}
     with tempfile.TemporaryDirectory() as name:
-        for number in range(options.first, options.first + options.trials):
+        for number in sorted(set(range(options.trials)) - made):
+            if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
+                raise SystemExit(f"{number} of {options.trials} trials are made; start again to go on")
             folder = Path(name) / str(number)
             folder.mkdir()
             told = trial(number, folder)
-            trials.append(told)
+            with options.runs.open("a") as file:
+                file.write(json.dumps({**told, "commit": facts()["commit"]}) + "\n")
             outcome = told["problems"] or told.get("refused") or f"the same after {told.get('stops')}"
             print(f"{number}: {' '.join(told['words'][2:])}: {outcome}", flush=True)
             shutil.rmtree(folder)
+        trials = [told for told in read_runs(options.runs) if told["trial"] < options.trials]
         memory = memory_growth(options.memory_runs, Path(name))
     bad = [told for told in trials if told["problems"]]
     refused = [told for told in trials if "refused" in told]

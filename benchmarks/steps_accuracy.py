@@ -23,11 +23,11 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
-from environment import RESULTS, facts, hardware_slug, spread, without_home, write_result
+from environment import RESULTS, facts, hardware_slug, interval, read_runs, spread, without_home, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrimp.train.config import TrainConfig
@@ -39,9 +39,6 @@ from scrimp.train.recipes import find_recipe
 from scrimp.train.run import Started, run, shrink_of
 from scrimp.train.surgery import change_model_, images_to_whiten
 from scrimp.train.variants import with_savings
-
-# half-widths of a mean's 95 % interval in standard errors, for 2 to 10 values; beyond, the normal one and a little
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def train_one(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -99,15 +96,6 @@ def flops_of(config: TrainConfig, dataset: Dataset, visits: int) -> float:
     return 3 * visits * mean(forward(side) for side in sides) + tested * forward(full)
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation, and the half-width of the mean's 95 % confidence interval."""
-    if len(values) < 2:
-        return {"n": len(values), "mean": values[0], "std": math.nan, "half_width": math.nan}
-    factor = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 1.96 + 2.72 / (len(values) - 1)
-    std = stdev(values)
-    return {"n": len(values), "mean": mean(values), "std": std, "half_width": factor * std / math.sqrt(len(values))}
-
-
 def table_of(runs: Sequence[Mapping[str, Any]], target: float, peak_tflops: float | None) -> list[dict[str, Any]]:
     """One line per recipe and number of epochs."""
     lines = []
@@ -145,7 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/steps_accuracy_HARDWARE.json")
     options = parser.parse_args()
     hardware = hardware_slug()
-    done = [json.loads(line) for line in options.runs.read_text().splitlines()] if options.runs.exists() else []
+    done = read_runs(options.runs)
     changed = {name: int(value) for name, _, value in (word.partition("=") for word in options.model_args)}
     setting = {"hardware": hardware, "model_args": changed}
     done = [one for one in done if setting.items() <= one.items()]
@@ -184,7 +172,8 @@ def main() -> None:
         accuracy, seconds = line["accuracy"], line["seconds"]["median"]
         print(
             f"{line['recipe']:14} {line['num_epochs']:6g} epochs  {100 * accuracy['mean']:.2f} % "
-            f"+- {100 * accuracy['half_width']:.2f} (n={accuracy['n']})  {seconds:.2f} s  {line['tflop']:.1f} TFLOP"
+            f"+- {100 * (accuracy['half_width'] or math.nan):.2f} (n={accuracy['n']})  {seconds:.2f} s  "
+            f"{line['tflop']:.1f} TFLOP"
         )
     result = {"target": options.target, "data": without_home(options.data or ""), "table": table, "runs": done}
     write_result(options.out or RESULTS / f"steps_accuracy_{hardware}.json", {**facts(options.threads), **result})

@@ -282,7 +282,7 @@ def test_steps_accuracy_goes_on_where_it_stopped(run_main, tmp_path):
     assert short["accuracy"]["n"] == 2
     of_seeds = [run["test_accuracy"] for run in result["runs"] if run["num_epochs"] == 0.2]
     assert short["accuracy"]["mean"] == pytest.approx(sum(of_seeds) / 2)
-    assert short["accuracy"]["half_width"] == pytest.approx(12.706 * abs(of_seeds[0] - of_seeds[1]) / 2)
+    assert short["accuracy"]["half_width"] == pytest.approx(12.71 * abs(of_seeds[0] - of_seeds[1]) / 2)
     assert short["share_of_peak"] == pytest.approx(short["tflop_per_second"] / 2)
     convolutions = 2 * 9 * (64 * 4 + 64 * 16 + 16 * 32 + 16 * 64) + 2 * 8 * 10  # of width 4, on 8 x 8 and 4 x 4 pixels
     visits = result["runs"][0]["sample_visits"]
@@ -487,6 +487,34 @@ def test_soak_finds_what_is_wrong(bench, tmp_path):
     run(tiny(keep=0.6, num_epochs=3, seed=1), out=tmp_path / "other")
     assert soak.differences(whole, tmp_path / "other") == ["the weights differ", "the records differ"]
     assert soak.draw_words(random.Random(3)) == soak.draw_words(random.Random(3))
+
+
+def test_the_readme_shows_the_result(bench):
+    readme = bench("readme")
+    result = json.loads((BENCHMARKS / "results" / "compare_digits.json").read_text())
+    text = readme.README.read_text()
+    assert readme.with_result(text, result) == text
+    other = {**result, "command_seconds": 1234.4, "hardware": {"num_cores": 4}}
+    assert "`, 1234 seconds on four cores; means" in readme.with_result(text, other)
+    with pytest.raises(AssertionError, match="the README has lost"):
+        readme.with_result(text.replace("<!-- end of table -->", ""), result)
+
+
+def test_install_times_each_line_and_weighs_what_is_there(bench, tmp_path):
+    install = bench("install")
+    lines = install.lines_of((BENCHMARKS.parent / "README.md").read_text())
+    assert lines[0].startswith("python3 -m venv .venv")
+    assert lines[-1] == "scrimp train"
+    first, second = install.timed(["sleep 0.2", "cd /; pwd"], tmp_path)
+    assert (first["line"], second["line"]) == ("sleep 0.2", "cd /; pwd")
+    assert 0.2 <= first["seconds"] < 2
+    with pytest.raises(SystemExit, match="no such thing"):
+        install.timed(["echo no such thing >&2; false"], tmp_path)
+    (tmp_path / "a").write_bytes(bytes(10_000))
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    assert 10_000 <= install.bytes_in(tmp_path) < 20_000
+    largest, *_ = install.packages_in(Path(sys.prefix))
+    assert largest["bytes"] > 10**7
 
 
 def test_compare_keeps_what_the_command_wrote(run_main, bench, monkeypatch, tmp_path):
