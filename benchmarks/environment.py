@@ -29,7 +29,7 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 # One-sided 80 % quantiles of Student's t for 1 to 9 degrees of freedom.
-STUDENT_80 = (1.38, 1.06, 0.98, 0.94, 0.92, 0.91, 0.90, 0.89, 0.88)
+_STUDENT_80 = (1.38, 1.06, 0.98, 0.94, 0.92, 0.91, 0.90, 0.89, 0.88)
 
 
 def detectable(differences: Sequence[float]) -> float | None:
@@ -38,7 +38,7 @@ def detectable(differences: Sequence[float]) -> float | None:
     if found is None:
         return None
     degrees = len(differences) - 1
-    power = STUDENT_80[degrees - 1] if degrees <= len(STUDENT_80) else 0.86
+    power = _STUDENT_80[degrees - 1] if degrees <= len(_STUDENT_80) else 0.86
     return found + power * stdev(differences) / len(differences) ** 0.5
 
 
