@@ -33,12 +33,17 @@ def test_lines_say_which_run_how_far_and_how_long(runs, monkeypatch, capsys):
         now = 11.0
         progress.on_wait(runs)
         assert capsys.readouterr().out == "0/3 done, plain, seed 0: starting; steps, seed 0: starting; 1 more\n"
-        for run in runs:
+        for run in runs[1:]:
+            record(run, 1.0)
+        now = 12.0
+        progress.on_wait(runs)
+        for run in runs[1:]:
             record(run, 4.0)
         now = 30.0
         progress.on_wait(runs[1:])
+        # 6 s an epoch, of which plain has all eight to go
         assert capsys.readouterr().out == (
-            "0/3 done, steps, seed 0: epoch 4.0/8; bits, seed 0: epoch 4.0/8, about 1 min left\n"
+            "0/3 done, steps, seed 0: epoch 4.0/8; bits, seed 0: epoch 4.0/8, about 50 s left\n"
         )
         progress.on_end(runs[0], False)
         assert capsys.readouterr().out == "1/3 plain, seed 0: failed\n"

@@ -38,23 +38,30 @@ def test_a_variant_takes_what_it_took_and_others_the_mean(runs, clock):
     assert (pace.num_ended, pace.fraction_done(), pace.seconds_left()) == (0, 0.0, None)
     plain, shortened, *_ = runs
     pace.on_start(plain)
-    clock.now += 10
-    pace.on_wait([plain])
-    assert pace.seconds_left() is None
+    for epoch in (0.0, 1.0):  # a process takes its time to start
+        clock.now += 10
+        at[plain.run_dir] = epoch
+        pace.on_wait([plain])
+        assert pace.seconds_left() is None
+    clock.now += 8
     at[plain.run_dir] = 5.0
     pace.on_wait([plain])
-    # 2 s an epoch; of 32 epochs 27 are left
-    assert pace.seconds_left() == pytest.approx(54)
+    # 2 s an epoch; of 32 epochs 27 are left, and three runs have to start
+    assert pace.seconds_left() == pytest.approx(2 * 27 + 3 * 20)
     assert pace.fraction_done() == pytest.approx(5 / 32)
     clock.now += 10
     pace.on_end(plain)
-    assert (pace.num_ended, pace.seconds_left()) == (1, pytest.approx(2 * 22))
+    assert (pace.num_ended, pace.seconds_left()) == (1, pytest.approx(2 * 22 + 3 * 20))
     pace.on_start(shortened)
-    clock.now += 6
+    assert pace.seconds_left() == pytest.approx(2 * 22 + 2 * 20)
+    clock.now += 5
     at[shortened.run_dir] = 1.0
     pace.on_wait([shortened])
-    # 6 s an epoch here, 5 + 6 of them are left; plain has 10 left at 2 s
-    assert pace.seconds_left() == pytest.approx(6 * 11 + 2 * 10)
+    clock.now += 6
+    at[shortened.run_dir] = 2.0
+    pace.on_wait([shortened])
+    # 6 s an epoch here, 4 + 6 of them are left; plain has 10 left at 2 s; the others started in 20 s and in 5
+    assert pace.seconds_left() == pytest.approx(6 * 10 + 2 * 10 + 2 * 12.5)
 
 
 def test_a_run_that_goes_on_is_timed_from_where_it_goes_on(runs, clock):
@@ -62,10 +69,11 @@ def test_a_run_that_goes_on_is_timed_from_where_it_goes_on(runs, clock):
     pace = Pace(runs, 1, lambda run: at[run.run_dir])
     pace.on_start(runs[0])
     assert pace.fraction_done() == pytest.approx(4 / 32)
-    clock.now += 3
-    at[runs[0].run_dir] = 5.0
-    pace.on_wait([runs[0]])
-    assert pace.seconds_left() == pytest.approx(3 * 27)
+    for epoch in (5.0, 6.0):
+        clock.now += 3
+        at[runs[0].run_dir] = epoch
+        pace.on_wait([runs[0]])
+    assert pace.seconds_left() == pytest.approx(3 * 26 + 3 * 3)
 
 
 def test_runs_at_the_same_time_share_the_rest_but_none_is_cut(runs, clock):
@@ -73,10 +81,11 @@ def test_runs_at_the_same_time_share_the_rest_but_none_is_cut(runs, clock):
     pace = Pace(runs, 4, lambda run: at[run.run_dir])
     for run in runs:
         pace.on_start(run)
-    clock.now += 5
-    for run in runs:
-        at[run.run_dir] = 5.0
-    pace.on_wait(runs)
+    for epoch in (1.0, 5.0):
+        clock.now += 4
+        for run in runs:
+            at[run.run_dir] = epoch
+        pace.on_wait(runs)
     # 1 s an epoch: 5 + 1 + 5 + 1 s for four would be 3 s, but two have 5 epochs to go
     assert pace.seconds_left() == pytest.approx(5)
     for run in runs:

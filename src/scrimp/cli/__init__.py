@@ -1,4 +1,4 @@
-"""The command line: ``scrimp train``, ``scrimp report``."""
+"""The command line, ``scrimp COMMAND``: one file per command, and what they show."""
 
 from scrimp.cli.main import main as main
 

@@ -10,13 +10,26 @@ from scrimp.train.comparison import PlannedRun
 
 @dataclass
 class _Seen:
-    """A run that was watched: from which epoch on, since when, and how far it has come."""
+    """A run that was watched: when it started, how far it was when it was first seen to get on, and how far it is."""
 
     run: PlannedRun
-    first_epoch: float
     started: float
     epoch: float
     seconds: float = 0.0
+    first: tuple[float, float] | None = None  # epoch and seconds; what was before is the start of a process
+
+    def look(self, epoch: float) -> None:
+        """It is at ``epoch`` now."""
+        self.seconds = time.monotonic() - self.started
+        if epoch > self.epoch:
+            self.epoch = epoch
+            self.first = self.first or (epoch, self.seconds)
+
+    @property
+    def trained(self) -> tuple[float, float]:
+        """Epochs, and the seconds that they took."""
+        epoch, seconds = self.first or (self.epoch, self.seconds)
+        return self.epoch - epoch, self.seconds - seconds
 
 
 class Pace:
@@ -38,21 +51,17 @@ class Pace:
 
     def on_start(self, run: PlannedRun) -> None:
         """``run`` begins, or goes on from where it was."""
-        epoch = self._epochs_done(run)
-        self._seen[run.run_dir] = _Seen(run, epoch, time.monotonic(), epoch)
+        self._seen[run.run_dir] = _Seen(run, time.monotonic(), self._epochs_done(run))
 
     def on_wait(self, going: Sequence[PlannedRun]) -> None:
         """Look how far those are that are going on."""
         for run in going:
-            seen = self._seen[run.run_dir]
-            seen.epoch = max(seen.epoch, self._epochs_done(run))
-            seen.seconds = time.monotonic() - seen.started
+            self._seen[run.run_dir].look(self._epochs_done(run))
 
     def on_end(self, run: PlannedRun) -> None:
         """``run`` has ended; one that failed is counted as if it had been made, since nobody will go on with it now."""
         del self._unfinished[run.run_dir]
-        seen = self._seen[run.run_dir]
-        seen.epoch, seen.seconds = run.config.num_epochs, time.monotonic() - seen.started
+        self._seen[run.run_dir].look(run.config.num_epochs)
 
     def epoch(self, run: PlannedRun) -> float:
         """How far ``run`` was when it was last looked at."""
@@ -66,26 +75,30 @@ class Pace:
     def seconds_left(self) -> float | None:
         """About how long the rest takes; None before anything was seen.
 
-        A variant takes what it took with other seeds, or what all runs took on average, per epoch.
+        An epoch of a variant takes what it took with other seeds, or else what it took in all runs on average. Runs
+        that have not begun take as long to start as the others did.
         """
-        mean = self._seconds_per_epoch(list(self._seen.values()))
+        seen = list(self._seen.values())
+        mean, starts = _seconds_per_epoch(seen), [one.first[1] for one in seen if one.first is not None]
         if mean is None:
             return None
-        rates = {
-            variant: self._seconds_per_epoch([seen for seen in self._seen.values() if seen.run.variant == variant])
+        of_variant = {
+            variant: _seconds_per_epoch([one for one in seen if one.run.variant == variant])
             for variant in {run.variant for run in self._unfinished.values()}
         }
-        left = [self._epochs_left(run) * (rates[run.variant] or mean) for run in self._unfinished.values()]
+        left = [self._epochs_left(run) * (of_variant[run.variant] or mean) for run in self._unfinished.values()]
+        is_waiting = [run.run_dir not in self._seen for run in self._unfinished.values()]
+        left = [one + is_new * sum(starts) / len(starts) for one, is_new in zip(left, is_waiting, strict=True)]
         # no sooner than the longest of them
         return max(sum(left) / self._num_at_once, max(left, default=0.0))
 
     def _epochs_left(self, run: PlannedRun) -> float:
         return max(0.0, run.config.num_epochs - self.epoch(run))
 
-    @staticmethod
-    def _seconds_per_epoch(seen: Sequence[_Seen]) -> float | None:
-        epochs = sum(one.epoch - one.first_epoch for one in seen)
-        return sum(one.seconds for one in seen) / epochs if epochs > 0 else None
+
+def _seconds_per_epoch(seen: Sequence[_Seen]) -> float | None:
+    epochs, seconds = (sum(values) for values in zip((0.0, 0.0), *(one.trained for one in seen), strict=True))
+    return seconds / epochs if epochs > 0 else None
 
 
 def about(seconds: float) -> str:

@@ -83,11 +83,6 @@ class StepGraphs:
         self._num_seen: dict[object, int] = {}
         self._gave_up = False
 
-    @property
-    def num_graphs(self) -> int:
-        """Graphs captured so far."""
-        return len(self._graphs)
-
     def __call__(self, batch: Batch) -> Outputs:
         """One training step."""
         assert batch.targets is not None
