@@ -75,6 +75,18 @@ def ratios_to_plain(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[st
     }
 
 
+def write_step_ratios(path: Path, seconds: Mapping[str, Sequence[float]], settings: Mapping[str, Any]) -> None:
+    """Show and write what ``interleaved_cpu_seconds`` measured of steps on one thread, as ratios to ``plain``."""
+    ratios = ratios_to_plain(seconds)
+    for name, ratio in ratios.items():
+        print(f"{name:28} {ratio['median']:.3f} ({ratio['quartile_1']:.3f} to {ratio['quartile_3']:.3f})")
+    result = {
+        "plain_cpu_seconds": spread(seconds["plain"]), "ratio_to_plain": ratios, "settings": settings,
+        "control": "the ratio of 'plain again' is what the same step shows by chance",
+    }  # fmt: skip
+    write_result(path, {**facts(threads=1), **result})
+
+
 def hardware() -> dict[str, Any]:
     """The processor, its cores, the memory, how busy the machine was, and the GPU if there is one."""
     import torch

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from environment import RESULTS, facts, interleaved_cpu_seconds, ratios_to_plain, spread, write_result
+from environment import RESULTS, interleaved_cpu_seconds, write_step_ratios
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -111,15 +111,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)  # noqa: TID251 - a script may
     seconds = measure(options.width, options.batch_size, options.rounds)
-    ratios = ratios_to_plain(seconds)
-    for name, ratio in ratios.items():
-        print(f"{name:28} {ratio['median']:.3f} ({ratio['quartile_1']:.3f} to {ratio['quartile_3']:.3f})")
-    result = {
-        "plain_cpu_seconds": spread(seconds["plain"]), "ratio_to_plain": ratios,
-        "settings": {"width": options.width, "batch_size": options.batch_size, "dtype": "float32"},
-        "control": "the ratio of 'plain again' is what the same step shows by chance",
-    }  # fmt: skip
-    write_result(options.out, {**facts(threads=1), **result})
+    settings = {"width": options.width, "batch_size": options.batch_size, "dtype": "float32"}
+    write_step_ratios(options.out, seconds, settings)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from tests.report.fake_run import CONFIG, summary
 
 from scrimp.report import RunWriter
 from scrimp.report.architecture import LayerShape, architecture_figure
-from scrimp.report.compression import compression, epoch_times
+from scrimp.report.compression_section import compression, epoch_times
 from scrimp.report.record import read_run
 from scrimp.report.sweep import sweep_figures, sweep_points, sweep_section
 

@@ -12,8 +12,8 @@ from scrimp._core.atomic_files import write_text
 from scrimp.errors import MissingDependencyError
 from scrimp.report.facts import Fact, facts
 from scrimp.report.record import RunRecord, RunStatus, read_run
+from scrimp.report.run_sections import SECTIONS
 from scrimp.report.section import Section
-from scrimp.report.sections import SECTIONS
 
 PAGE_NAME = "report.html"
 

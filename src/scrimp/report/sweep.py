@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from scrimp.report.compression import epoch_time_figure, epoch_times
+from scrimp.report.compression_section import epoch_time_figure, epoch_times
 from scrimp.report.figures import Figure, Line, line_chart
 from scrimp.report.record import RunRecord
 from scrimp.report.section import Section, Table

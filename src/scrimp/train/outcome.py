@@ -28,7 +28,7 @@ from scrimp.train.journal import Journal
 from scrimp.train.loop import epochs_begun, steps_wanted
 from scrimp.train.pruning import class_keep_rates, pruning_totals, rule_in_words
 from scrimp.train.recipes import RECIPES
-from scrimp.train.sampling import restored_weights, sample_text
+from scrimp.train.text_sample import restored_weights, sample_text
 
 MODEL_NAME = "model.safetensors"
 PACKED_NAME = "model.scrimp"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scrimp.report.compression import compression
+from scrimp.report.compression_section import compression
 from scrimp.report.figures import Figure, Line, bar_chart, line_chart, stacked_bar
 from scrimp.report.network import ladder, norm_scales, profile, whitening
 from scrimp.report.record import Point, RunRecord
