@@ -1,10 +1,12 @@
-"""What a comparison says while it goes, outside of a terminal."""
+"""What a comparison says while it goes, and its table in a terminal."""
 
 import json
 
 import pytest
 
 from scrimp.cli import compare_display
+from scrimp.cli.tables import fitting
+from scrimp.report.comparison_table import CellText, ComparisonTable
 from scrimp.train.comparison import plan_variants, runs_of
 
 
@@ -59,3 +61,20 @@ def test_lines_say_which_run_how_far_and_how_long(runs, monkeypatch, capsys):
         assert capsys.readouterr().out.startswith("1/3 done, steps, seed 0: epoch 4.0/8; ")
         progress.on_stop()
         assert capsys.readouterr().out.startswith("stopping: ")
+
+
+def test_a_narrow_terminal_gets_the_columns_that_matter_whole():
+    header = ("accuracy", "visits", "steps", "time", "processor time", "examples/s", "model")
+    cells = tuple(CellText("1,234", "±1 %", "0.65x") for _ in header)
+    table = ComparisonTable(header, (("plain", cells), ("checkpoints", cells)))
+    assert fitting(table, 200) == (table, ())
+    # 11 for the name, 10 for each column, 3 between them
+    needed = 11 + 7 * 13 + 2
+    assert fitting(table, needed) == (table, ())
+    narrower, gone = fitting(table, needed - 1)
+    assert gone == ("examples/s",)
+    assert narrower.header == ("accuracy", "visits", "steps", "time", "processor time", "model")
+    assert all(len(row) == 6 for _, row in narrower.rows)
+    narrowest, gone = fitting(table, 1)
+    assert narrowest.header == ("accuracy", "processor time", "model")
+    assert set(gone) == {"examples/s", "steps", "time", "visits"}

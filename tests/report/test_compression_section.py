@@ -69,7 +69,7 @@ def test_the_architecture_shows_what_is_left_what_waits_and_where_branches_go():
     assert len(re.findall(r"C\d", html)) == 1
     assert html.count('class="s2" x') == 1
     bars = [float(part.split('width="')[1].split('"')[0]) for part in html.split('class="s1" x')[1:]]
-    assert bars == pytest.approx([310 * 4 / 16, 0.0, 310.0])
+    assert bars == pytest.approx([220 * 4 / 16, 0.0, 220.0])
 
 
 def test_points_of_a_sweep_are_those_of_the_finished_runs(tmp_path):

@@ -9,9 +9,26 @@ from scrimp.report.record import RunRecord
 from scrimp.report.units import format_number
 
 _ROW, _TOP = 26, 20
-_NAME_END, _BAR_START, _BAR_END = 230, 300, 610
-_WIDTH = 760
-_LONGEST_NAME = 30
+_LONGEST_NAME, _LETTER = 30, 7.5  # letters; units of the drawing for one of them
+_BEHIND_NAME, _REACH = 14, 44  # to the line that joins layers; of its widest arc
+_BAR, _BEHIND_BAR = 220, 160  # of the widest layer; for its counts and bits
+_HALF_A_ROW = 560  # two such drawings stand beside each other
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the columns of the drawing are, as wide as its names and arcs need."""
+
+    name_end: int
+    bar_start: int
+
+    @property
+    def bar_end(self) -> int:
+        return self.bar_start + _BAR
+
+    @property
+    def width(self) -> int:
+        return self.bar_end + _BEHIND_BAR
 
 
 @dataclass(frozen=True)
@@ -53,10 +70,10 @@ def architecture_figure(
     rows = {layer.name: number for number, layer in enumerate(layers)}
     most = max((layer.original_channels for layer in layers), default=1)
     height = _TOP + _ROW * len(layers) + 8
-    parts = [_header()]
     ends = [(rows[a], rows[b]) for a, b in edges if a in rows and b in rows and rows[b] > rows[a]]
-    parts += [_edge(a, b) for a, b in ends]
-    parts += [_row(number, layer, most) for number, layer in enumerate(layers)]
+    columns = _columns(layers, has_arcs=any(b > a + 1 for a, b in ends))
+    parts = [_header(columns), *(_edge(a, b, columns) for a, b in ends)]
+    parts += [_row(number, layer, most, columns) for number, layer in enumerate(layers)]
     before = sum(layer.original_channels for layer in layers)
     after = sum(layer.num_channels for layer in layers)
     waiting = sum(layer.waiting_channels for layer in layers)
@@ -64,37 +81,45 @@ def architecture_figure(
     told += f", {waiting:,} of them at zero bits." if waiting else "."
     names = [("s1", "left"), ("s2", "waiting at zero bits")] if waiting else []
     legend = "".join(f'<li><i class="{colour}"></i>{name}</li>' for colour, name in names)
+    whole_row = ' style="grid-column:1/-1"' if columns.width > _HALF_A_ROW else ""
     return Figure(
-        '<figure class="whole" style="grid-column:1/-1"><figcaption><h3>'
+        f'<figure class="whole"{whole_row}><figcaption><h3>'
         f'{escape(title)}</h3><span class="unit">{escape(told)}</span><ul class="legend">{legend}</ul></figcaption>'
-        f'<div style="overflow-x:auto;margin-top:10px"><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{escape(told)}" style="width:100%;min-width:560px;max-width:{_WIDTH + 240}px;display:block" '
+        f'<div style="overflow-x:auto;margin-top:10px"><svg viewBox="0 0 {columns.width} {height}" role="img" '
+        f'aria-label="{escape(told)}" style="width:100%;min-width:{0.6 * columns.width:.0f}px;'
+        f'max-width:{1.3 * columns.width:.0f}px;display:block" '
         f'font-size="13" fill="currentColor">{"".join(parts)}</svg></div></figure>'
     )
 
 
-def _header() -> str:
+def _columns(layers: Sequence[LayerShape], *, has_arcs: bool) -> _Columns:
+    longest = max((min(len(layer.name), _LONGEST_NAME) for layer in layers), default=0)
+    name_end = round(_LETTER * longest) + 4
+    return _Columns(name_end, name_end + _BEHIND_NAME + (_REACH if has_arcs else 0) + 12)
+
+
+def _header(columns: _Columns) -> str:
     soft = 'fill="var(--soft)" font-size="12"'
     return (
-        f'<text x="{_BAR_START}" y="12" {soft}>channels: left, of before</text>'
-        f'<text x="{_WIDTH - 4}" y="12" text-anchor="end" {soft}>bits per weight</text>'
+        f'<text x="{columns.bar_start}" y="12" {soft}>channels: left, of before</text>'
+        f'<text x="{columns.width - 4}" y="12" text-anchor="end" {soft}>bits per weight</text>'
     )
 
 
-def _edge(start: int, end: int) -> str:
+def _edge(start: int, end: int, columns: _Columns) -> str:
     """A line to the next row, or an arc to a later one; arcs are the wider the more rows they pass."""
-    x, top, bottom = _NAME_END + 14, _middle(start), _middle(end)
+    x, top, bottom = columns.name_end + _BEHIND_NAME, _middle(start), _middle(end)
     if end == start + 1:
         path = f"M{x} {top}V{bottom}"
     else:
-        reach = min(44, 12 + 6 * (end - start - 1))
+        reach = min(_REACH, 12 + 6 * (end - start - 1))
         path = f"M{x} {top}C{x + reach} {top + _ROW // 2} {x + reach} {bottom - _ROW // 2} {x} {bottom}"
     return f'<path d="{path}" fill="none" stroke="var(--soft)" stroke-width="1.5"/>'
 
 
-def _row(number: int, layer: LayerShape, most: int) -> str:
+def _row(number: int, layer: LayerShape, most: int, columns: _Columns) -> str:
     middle = _middle(number)
-    scale = (_BAR_END - _BAR_START) / most
+    scale, bar_start = _BAR / most, columns.bar_start
     y, thickness = middle - 7, 14
     had, has = scale * layer.original_channels, scale * layer.num_channels
     waits = scale * layer.waiting_channels
@@ -102,17 +127,18 @@ def _row(number: int, layer: LayerShape, most: int) -> str:
     counts = f"{layer.num_channels:,} of {layer.original_channels:,}" if layer.num_channels else "branch removed"
     bits = f"{format_number(layer.bits_per_weight)}" if layer.num_channels else "-"
     bars = [
-        f'<rect x="{_BAR_START}" y="{y}" width="{had:.1f}" height="{thickness}" fill="var(--grid)" rx="2"/>',
-        f'<rect class="s1" x="{_BAR_START}" y="{y}" width="{max(0.0, has - waits):.1f}" height="{thickness}" rx="2"/>',
+        f'<rect x="{bar_start}" y="{y}" width="{had:.1f}" height="{thickness}" fill="var(--grid)" rx="2"/>',
+        f'<rect class="s1" x="{bar_start}" y="{y}" width="{max(0.0, has - waits):.1f}" height="{thickness}" rx="2"/>',
     ]
     if layer.waiting_channels:
-        left = _BAR_START + has - waits
+        left = bar_start + has - waits
         bars.append(f'<rect class="s2" x="{left:.1f}" y="{y}" width="{max(1.5, waits):.1f}" height="{thickness}"/>')
     return (
-        f'<text x="{_NAME_END}" y="{middle + 4}" text-anchor="end"><title>{escape(layer.name)}</title>'
-        f'{escape(name)}</text><circle cx="{_NAME_END + 14}" cy="{middle}" r="3.5" fill="var(--soft)"/>{"".join(bars)}'
-        f'<text x="{_BAR_START + had + 8:.1f}" y="{middle + 4}" font-size="12">{counts}</text>'
-        f'<text x="{_WIDTH - 4}" y="{middle + 4}" text-anchor="end">{bits}</text>'
+        f'<text x="{columns.name_end}" y="{middle + 4}" text-anchor="end"><title>{escape(layer.name)}</title>'
+        f'{escape(name)}</text><circle cx="{columns.name_end + _BEHIND_NAME}" cy="{middle}" r="3.5" '
+        f'fill="var(--soft)"/>{"".join(bars)}'
+        f'<text x="{bar_start + had + 8:.1f}" y="{middle + 4}" font-size="12">{counts}</text>'
+        f'<text x="{columns.width - 4}" y="{middle + 4}" text-anchor="end">{bits}</text>'
     )
 
 

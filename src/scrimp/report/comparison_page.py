@@ -130,7 +130,8 @@ def _html_cell(label: str, text: CellText) -> str:
 
 def _words(comparison: Comparison) -> Section | None:
     told = ((variant.name, verdict(comparison, variant)) for variant in comparison.finished())
-    pairs = tuple((name, sentence) for name, sentence in told if sentence)
+    # the name stands beside the sentence
+    pairs = tuple((name, sentence.removeprefix(f"{name} ").removeprefix("is ")) for name, sentence in told if sentence)
     return Section("What the seeds say", pairs=pairs) if pairs else None
 
 

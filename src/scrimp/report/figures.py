@@ -93,9 +93,19 @@ def line_chart(
 
 
 def bar_chart(
-    values: Sequence[float], *, title: str, description: str, name: str, x_label: str, unit: str = ""
+    values: Sequence[float],
+    *,
+    title: str,
+    description: str,
+    name: str,
+    x_label: str,
+    unit: str = "",
+    is_series: bool = True,
 ) -> Figure:
-    """One bar for each of ``values``, numbered from 1; more than 60 are averaged in groups of equal size."""
+    """One bar for each of ``values``, numbered from 1; more than 60 are averaged in groups of equal size.
+
+    The last value of a series in time is told beside its title.
+    """
     group = max(1, math.ceil(len(values) / _MAX_BARS))
     bars = []
     for start in range(0, len(values), group):
@@ -112,7 +122,7 @@ def bar_chart(
         title=title,
         unit=", ".join(part for part in (unit, f"mean of {group} each" if group > 1 else "") if part),
         description=description,
-        legend=[(name, bars[-1][2])],
+        legend=[(name, bars[-1][2])] if is_series else [],
         series=[[(math.floor(left + 0.5 + width / 2), height) for left, width, height in bars]],
         axes=(x_axis, y_axis),
         x_label=x_label,

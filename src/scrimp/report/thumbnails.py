@@ -29,6 +29,7 @@ def visit_figures(record: RunRecord) -> tuple[Figure, ...]:
             bar_chart(
                 histogram[1:] or [0.0], title="Samples by number of visits", name="samples", x_label="visits",
                 description=f"Of {counted}, by the number of epochs that visited them.", unit=counted,
+                is_series=False,
             )
         )  # fmt: skip
     return tuple(figures)
