@@ -75,8 +75,13 @@ def ratios_to_plain(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[st
     }
 
 
-def write_step_ratios(path: Path, seconds: Mapping[str, Sequence[float]], settings: Mapping[str, Any]) -> None:
-    """Show and write what ``interleaved_cpu_seconds`` measured of steps on one thread, as ratios to ``plain``."""
+def write_step_ratios(
+    path: Path, seconds: Mapping[str, Sequence[float]], settings: Mapping[str, Any], **more: Any
+) -> None:
+    """Show and write what ``interleaved_cpu_seconds`` measured of steps on one thread, as ratios to ``plain``.
+
+    ``more`` is written as it is.
+    """
     ratios = ratios_to_plain(seconds)
     for name, ratio in ratios.items():
         print(f"{name:28} {ratio['median']:.3f} ({ratio['quartile_1']:.3f} to {ratio['quartile_3']:.3f})")
@@ -84,7 +89,7 @@ def write_step_ratios(path: Path, seconds: Mapping[str, Sequence[float]], settin
         "plain_cpu_seconds": spread(seconds["plain"]), "ratio_to_plain": ratios, "settings": settings,
         "control": "the ratio of 'plain again' is what the same step shows by chance",
     }  # fmt: skip
-    write_result(path, {**facts(threads=1), **result})
+    write_result(path, {**facts(threads=1), **result, **more})
 
 
 def hardware() -> dict[str, Any]:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from environment import RESULTS, interleaved_cpu_seconds, write_step_ratios
+from environment import RESULTS, interleaved_cpu_seconds, spread, write_step_ratios
 from torch import Tensor, nn
 from torch.nn import functional
 
 import scrimp
 from scrimp import steps
-from scrimp.train.models.convnets import resnet9
+from scrimp.train.models.convnets import airbench, resnet9
 
 Step = Callable[[], None]
 
@@ -74,6 +74,29 @@ def with_two_branches(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
     return training_step(model, optimizer, images, labels, forward=steps.two_branch)
 
 
+def with_small_images(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    model.to(memory_format=torch.channels_last)
+    shrink = steps.ProgressiveResize(24)
+    optimizer = torch.optim.SGD(scrimp.param_groups(model, lr=1e-4), momentum=0.9, nesterov=True)
+    return training_step(model, optimizer, images, labels, forward=lambda model, images: model(shrink(images, 0.0)))
+
+
+def with_whitening_bias(*, is_frozen: bool) -> Callable[[nn.Module, Tensor, Tensor], Step]:
+    """The airbench network in place of ResNet-9: the bias behind its whitening filters is trained, or no more."""
+
+    def build(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+        width = model[0][0].out_channels  # type: ignore[index]
+        whitened = airbench(num_classes=10, in_channels=3, width=width).to(memory_format=torch.channels_last)
+        conv = steps.whiten_input_(whitened, torch.randn(64, 3, 32, 32))
+        optimizer = torch.optim.SGD(scrimp.param_groups(whitened, lr=1e-4), momentum=0.9, nesterov=True)
+        if is_frozen:
+            steps.EarlyFreeze(optimizer, [conv.bias], num_steps=0, stop_backward=True)
+        return training_step(whitened, optimizer, images, labels)
+
+    return build
+
+
+TRAINED, FROZEN = "airbench, whitening bias trained", "airbench, whitening bias frozen"
 VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     "plain": surgery(lambda _model: None),
     "plain again": surgery(lambda _model: None),
@@ -87,6 +110,9 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     "weight average, each step": with_average,
     "Muon": with_muon,
     "two branches": with_two_branches,
+    "images of 24 pixels": with_small_images,
+    TRAINED: with_whitening_bias(is_frozen=False),
+    FROZEN: with_whitening_bias(is_frozen=True),
 }
 
 
@@ -111,8 +137,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)  # noqa: TID251 - a script may
     seconds = measure(options.width, options.batch_size, options.rounds)
+    pair = {name: seconds.pop(name) for name in (TRAINED, FROZEN)}
+    to_trained = spread([one / other for one, other in zip(pair[FROZEN], pair[TRAINED], strict=True)])
+    print(f"{FROZEN:28} {to_trained['median']:.3f} of trained")
     settings = {"width": options.width, "batch_size": options.batch_size, "dtype": "float32"}
-    write_step_ratios(options.out, seconds, settings)
+    write_step_ratios(options.out, seconds, settings, frozen_to_trained_whitening_bias=to_trained)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,8 @@ def test_steps_cost(run_main):
         torch.set_num_threads(num_threads)
         torch.random.set_rng_state(state)
     ratios = result["ratio_to_plain"]
-    assert len(ratios) == 11
+    assert len(ratios) == 12
+    assert result["frozen_to_trained_whitening_bias"]["n"] == 2
     assert all(ratio["n"] == 2 and ratio["median"] > 0 for ratio in ratios.values())
     assert ratios["two branches"]["median"] > 1.2  # twice the images
     assert "Muon" in printed
