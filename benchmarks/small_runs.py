@@ -34,6 +34,15 @@ def scaled(dataset: Dataset, side: int) -> Dataset:
     return dataclasses.replace(dataset, train=scale(dataset.train), test=scale(dataset.test))
 
 
+def first_samples(dataset: Dataset, num_samples: int) -> Dataset:
+    """The data set with at most so many training samples."""
+    train, targets = dataset.train, dataset.train.targets
+    part = dataclasses.replace(
+        train, inputs=train.inputs[:num_samples], targets=None if targets is None else targets[:num_samples]
+    )
+    return dataclasses.replace(dataset, train=part)
+
+
 def train_in_memory(
     config: TrainConfig, dataset: Dataset, change: Callable[[Job], Job] = lambda job: job
 ) -> tuple[Job, dict[str, Any]]:
