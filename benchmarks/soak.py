@@ -6,6 +6,8 @@ bit, and the same record but for clock readings; the run directory holds no file
 A combination that is refused has to be refused with a sentence and leave nothing. At the end one process trains several
 runs in a row, and its resident memory must not grow. Trials that are there already are not repeated.
 
+Each run is a process of its own, forked from this one, which has imported everything: that is most of what a run takes.
+
     python benchmarks/soak.py --trials 100
     python benchmarks/soak.py --trials 100 --minutes 10          # and again, until all have been made
 """
@@ -17,20 +19,23 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from environment import RESULTS, child_environment, facts, read_runs, write_result
+from environment import RESULTS, facts, read_runs, write_result
 
+import scrimp.cli.train  # noqa: F401 - before the forks
 from scrimp.checkpoints import CheckpointStore
+from scrimp.cli import main as command
 
-SCRIMP = [sys.executable, "-m", "scrimp"]
+_FORKS = get_context("fork")
 EXPECTED = {"config.json", "metrics.jsonl", "summary.json", "report.html", "model.safetensors", "checkpoints"}
 # each with the probability that it is drawn
 OPTIONS: list[tuple[float, list[list[str]]]] = [
@@ -69,7 +74,7 @@ def trial(number: int, folder: Path) -> dict[str, Any]:
     words = draw_words(chance)
     whole, parts = folder / "whole", folder / "parts"
     started = time.monotonic()
-    first = run_to_end([*words, "--out", str(whole)])
+    first = run_to_end([*words, "--out", str(whole)], folder / "log")
     told: dict[str, Any] = {"trial": number, "words": words, "problems": []}
     if first.returncode == 2:
         told["refused"] = first.stderr.strip()
@@ -90,19 +95,17 @@ def stop_at_random(words: list[str], out: Path, num_seconds: float, chance: rand
     """Train in ``out`` with up to three stops, to the end; what happened at each."""
     stops = []
     for _ in range(chance.randint(1, MOST_STOPS)):
-        command = ["train", "--resume", "--out", str(out)] if (out / "config.json").exists() else words
-        process = subprocess.Popen(
-            [*SCRIMP, *command], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        resume = ["train", "--resume", "--out", str(out)] if (out / "config.json").exists() else words
+        process = _FORKS.Process(target=command_line, args=(resume, out.with_name("log")))
+        process.start()
         kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
-        try:
-            process.wait(chance.uniform(0.3, 1.0) * num_seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(kind)
-            process.wait()
+        process.join(chance.uniform(0.1, 1.0) * num_seconds)
+        if process.exitcode is None:
+            os.kill(process.pid, kind)
             stops.append(signal.Signals(kind).name)
-    command = ["train", "--resume", "--out", str(out)] if (out / "config.json").exists() else words
-    last = run_to_end(command)
+        process.join()
+    resume = ["train", "--resume", "--out", str(out)] if (out / "config.json").exists() else words
+    last = run_to_end(resume, out.with_name("log"))
     if last.returncode:
         stops.append(f"resumption failed with {last.returncode}: {last.stderr.strip()[-300:]}")
     return stops
@@ -162,12 +165,28 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def environment() -> dict[str, str]:
-    return {**child_environment(), "OMP_NUM_THREADS": "1"}
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended, and what it wrote to standard error."""
+
+    returncode: int
+    stderr: str
 
 
-def run_to_end(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SCRIMP, *words], env=environment(), capture_output=True, text=True, check=False)
+def command_line(words: list[str], log: Path) -> None:
+    """What a forked process does: ``scrimp WORDS``, with its errors in ``log``."""
+    for descriptor, path in ((1, os.devnull), (2, log)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, descriptor)
+    sys.exit(command(words))
+
+
+def run_to_end(words: list[str], log: Path) -> Ended:
+    process = _FORKS.Process(target=command_line, args=(words, log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return Ended(process.exitcode, log.read_text())
 
 
 def main() -> None:
@@ -178,6 +197,7 @@ def main() -> None:
     parser.add_argument("--memory-runs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # of the forks, too
     started, made = time.monotonic(), {told["trial"] for told in read_runs(options.runs)}
     with tempfile.TemporaryDirectory() as name:
         for number in sorted(set(range(options.trials)) - made):
