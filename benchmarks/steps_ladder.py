@@ -226,6 +226,39 @@ def show(result: Mapping[str, Any]) -> None:
             print(f"{row['name']:40} {'  '.join(cells)}  to target: {row.get('epochs_to_target')}")
 
 
+def table_lines(result: Mapping[str, Any]) -> list[str]:
+    """A Markdown table: speed and accuracy of each rung against the one before, and epochs to the target."""
+    rungs = result["accuracy"]["rungs"]
+    numbers = list(dict.fromkeys(epochs for row in rungs for epochs in row["at_epochs"]))
+    heads = ["rung", "speed", *(f"{epochs} epochs, %" for epochs in numbers)]
+    heads += [f"epochs to {100 * result['accuracy']['target']:.2f} %", "published: epochs", "seconds"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    speed = {row["name"]: row["times_the_rung_before"] for row in result["speed"]}
+    for row in rungs:
+        times = speed[row["name"]]
+        cells = [row["name"], "" if times is None else f"{times['median']:.2f}x"]
+        for epochs in numbers:
+            at = row["at_epochs"].get(epochs)
+            cells.append("" if at is None else f"{100 * at['accuracy']['mean']:.2f}{_gain(at)}")
+        reached = row.get("epochs_to_target")
+        cells += ["-" if reached is None else f"{reached:.2f}", f"{row['published']['num_epochs']:g}"]
+        lines.append(_line([*cells, f"{row['published']['v100_seconds']:g}"]))
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _gain(at: Mapping[str, Any]) -> str:
+    """Points over the rung before, with the half-width of their interval."""
+    gain = at.get("minus_the_rung_before")
+    if gain is None:
+        return ""
+    spread_of = "" if gain["half_width"] is None else f" +- {100 * gain['half_width']:.2f}"
+    return f" ({100 * gain['mean']:+.2f}{spread_of})"
+
+
 def figures_of(result: Mapping[str, Any]) -> list[Figure]:
     """The ladder as bars: published, and what was measured."""
     seconds = [(rung.name, rung.published_seconds or 0.0) for rung in LADDER]
@@ -273,7 +306,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=16, help="side that images are scaled to; 32 is Page's")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9, help="steps of each rung that count")
-    parser.add_argument("--epochs", type=float, nargs="+", default=(3.0, 6.0), help="each rung is trained for each")
+    parser.add_argument("--epochs", type=float, nargs="+", default=(2.0, 4.0), help="each rung is trained for each")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rungs", type=int, nargs="+", default=range(len(LADDER)))
     parser.add_argument("--target", type=float, help="accuracy; the baseline's at the largest number of epochs")

@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -194,3 +195,10 @@ def test_the_table_of_the_readme_is_that_of_the_result(monkeypatch):
     result = json.loads((ROOT / match[1]).read_text())["comparison"]
     assert match[2].splitlines() == compare["short_table"](result)
     assert f"`{result['command']}`" in README.read_text().replace("\n", " ")
+
+
+def test_the_method_cards_say_what_was_measured(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    texts = runpy.run_path(str(ROOT / "docs" / "make_measured.py"))["cards"]()
+    for path, text in texts.items():  # numbers, wherever lines are broken
+        assert path.read_text().split() == text.split(), f"{path.name}: run docs/make_measured.py"
