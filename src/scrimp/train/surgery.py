@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scrimp.errors import ConfigError
 from scrimp.steps import (
     EarlyFreeze,
     Normalize,
@@ -64,6 +65,10 @@ def with_bias_freeze(
     if whitening is None or num_epochs is None:
         return seams, None
     bias = [parameter for name, parameter in whitening.named_parameters() if name == "bias"]
+    if not bias:
+        raise ConfigError(
+            "--whiten-bias-epochs: the whitening convolution of this model has no bias to freeze; leave the flag out"
+        )
     freeze = EarlyFreeze(optimizer, bias, stop_backward=True)
     was_frozen = False
 
