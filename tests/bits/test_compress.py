@@ -193,9 +193,23 @@ def test_a_transposed_convolution_with_groups_is_left_alone():
     assert report.left_alone == {"0": "a transposed convolution with groups"}
 
 
+@pytest.mark.parametrize("options", [{"bits": 1.0, "least_output_bits": 0.0}, {"least_output_bits": 0.5}, {"least_output_bits": 1.0}])
+def test_bits_that_are_nothing_are_refused_where_they_are_asked_for(options):
+    model = net()
+    with pytest.raises(ConfigError, match="bits is"):
+        self_compress_(model, IMAGES, **options)
+    self_compress_(model, IMAGES, **options, quantizer=BitsExponent)
+
+
+class PaperCodes(BitsRange):
+    """Ours, with the codes of the others."""
+
+    symmetric = False
+
+
 def test_the_kinds_are_one_function_in_other_coordinates():
     grads = []
-    for quantizer in (BitsExponent, StepRange, BitsRange):
+    for quantizer in (BitsExponent, StepRange, PaperCodes):
         model = net()
         self_compress_(model, IMAGES, bits=3.0, quantizer=quantizer)
         one = quantized_layers(model)["0"].quantizer
@@ -245,8 +259,9 @@ def test_what_is_set_is_learned_to_the_last_digit_of_the_exponent(quantizer):
         exponent = -bits - 4 * torch.rand(6, generator=draws)
         one.set_(bits, exponent)
         assert torch.equal(one.learned()[1], exponent)
-        torch.testing.assert_close(one.bits(), bits, rtol=0, atol=2e-6)
-        assert torch.equal(one.dead(), bits == 0)
+        told = torch.where(bits > one.bits_of_nothing, bits, 0.0)
+        torch.testing.assert_close(one.bits(), told, rtol=0, atol=2e-6)
+        assert torch.equal(one.dead(), told == 0)
 
 
 @pytest.mark.parametrize("quantizer", [BitsRange, BitsExponent, StepRange])

@@ -46,7 +46,7 @@ def chain_feeds():
 @pytest.mark.parametrize("dead", [(), (2,), (0, 1, 5)])
 def test_agrees_with_the_slow_twin(dead):
     model = compressed(least_output_bits=0.0)
-    bits = {"0": [3.0] * 8, "3": [2.5, 4, 0, 1, 6, 7], "7": [5.0] * 10}
+    bits = {"0": [3.0] * 8, "3": [2.5, 4, 0, 1.5, 6, 7], "7": [5.0] * 10}
     for channel in dead:
         bits["0"][channel] = 0.0
     for name, values in bits.items():
@@ -64,13 +64,24 @@ def test_at_the_start_it_is_the_bits_of_every_weight_twice_but_for_the_images():
 
 def test_its_gradient_is_the_price_of_a_bit():
     model = compressed(least_output_bits=0.0)
-    set_bits(model, "0", torch.tensor([1.0, 0, 2, 3, 4, 5, 6, 7]))
+    set_bits(model, "0", torch.tensor([1.5, 0, 2, 3, 4, 5, 6, 7]))
     scrimp.size_penalty(model, push=0).backward()
     grads = {name: layer.quantizer.depth.grad * 1188 for name, layer in quantized_layers(model).items()}
     paid = 9 * 3 + 9 * 6  # by its own weights, and by those that read it
     assert grads["0"].tolist() == pytest.approx([paid, 0, *[paid] * 6])
     assert grads["3"].tolist() == pytest.approx([9 * 7 + 9 * 10] * 6)
     assert grads["7"].tolist() == pytest.approx([54.0] * 10)
+
+
+def test_what_is_nothing_costs_nothing():
+    """One bit, of symmetric codes, is the code zero alone: no channel pays for it, and none that reads it."""
+    model, twin = compressed(least_output_bits=0.0), compressed(least_output_bits=0.0)
+    set_bits(model, "0", torch.tensor([1.0, 0.7, 2, 3, 4, 5, 6, 7]))
+    set_bits(twin, "0", torch.tensor([0.0, 0.0, 2, 3, 4, 5, 6, 7]))
+    penalties = [scrimp.size_penalty(one, push=0) for one in (model, twin)]
+    assert penalties[0].item() == penalties[1].item()
+    penalties[0].backward()
+    assert quantized_layers(model)["0"].quantizer.depth.grad[:2].tolist() == [0.0, 0.0]
 
 
 def test_nothing_else_gets_a_gradient():
@@ -100,7 +111,7 @@ def test_the_push_on_constants_of_zero_bit_channels(activation, expected):
 
 def test_the_bias_of_a_layer_without_norm_is_its_constant():
     model = compressed(least_output_bits=0.0)
-    set_bits(model, "3", torch.tensor([0.0, 1, 1, 1, 1, 1]))
+    set_bits(model, "3", torch.tensor([0.0, 2, 2, 2, 2, 2]))
     with torch.no_grad():
         model[3].bias.fill_(2.0)
     assert (scrimp.size_penalty(model) - scrimp.size_penalty(model, push=0)).item() == pytest.approx(2.0, rel=1e-5)
@@ -142,7 +153,7 @@ def test_layers_that_are_added_share_what_reads_the_sum():
         is_external=torch.tensor([False] * 4 + [True] * 3 + [False] * 5),
     )
     set_wiring_(model, wiring)
-    bits = {"first": [0.0, 2, 3, 4], "second": [0.0, 0, 1, 1], "head": [8.0] * 5}
+    bits = {"first": [0.0, 2, 3, 4], "second": [0.0, 0, 2, 2], "head": [8.0] * 5}
     for name, values in bits.items():
         set_bits(model, name, torch.tensor(values))
     both = [[("first", channel), ("second", channel)] for channel in range(4)]
@@ -156,7 +167,7 @@ def test_layers_that_are_added_share_what_reads_the_sum():
 def test_grouped_convolutions_count_their_own_group():
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 6, 3, groups=2, bias=False))
     compressed(model, least_output_bits=0.0)
-    set_bits(model, "0", torch.tensor([0.0, 1, 1, 1]))
+    set_bits(model, "0", torch.tensor([0.0, 2, 2, 2]))
     scrimp.size_penalty(model, push=0).backward()
     grads = {name: layer.quantizer.depth.grad * (12 + 6 * 2 * 9) for name, layer in quantized_layers(model).items()}
     assert grads["1"].tolist() == pytest.approx([9.0] * 3 + [18.0] * 3)
@@ -216,7 +227,7 @@ def test_a_layer_that_is_called_twice_is_fed_from_outside():
 def test_a_copy_is_independent_and_a_wrapper_is_seen_through():
     model = compressed()
     twin = copy.deepcopy(model)
-    set_bits(twin, "0", 1.0)
+    set_bits(twin, "0", 2.0)
     with torch.no_grad():
         twin[1].bias.fill_(100.0)
         twin[0].parametrizations.weight[0].depth[0] = 0.0

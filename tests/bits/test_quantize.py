@@ -51,6 +51,28 @@ def test_number_of_levels(bits, levels):
     assert num_levels_slow(bits) == levels
 
 
+@pytest.mark.parametrize(
+    ("bits", "levels"),
+    [(0.5, 1), (1.0, 1), (1.01, 3), (1.58, 3), (1.99, 3), (2.01, 5), (2.58, 5), (2.59, 7), (2.9, 7), (3.01, 9)],
+)
+def test_number_of_symmetric_levels(bits, levels):
+    """As many below zero as above; thresholds are at log2 of the even numbers, and one bit is nothing."""
+    sweep = torch.linspace(-600, 600, 240_001)[None]
+    codes = quantize(sweep, torch.tensor([bits]), torch.zeros(1), symmetric=True).unique()
+    assert len(codes) == levels
+    assert torch.equal(codes, -codes.flip(0))
+    assert num_levels_slow(bits, symmetric=True) == levels
+
+
+def test_one_symmetric_bit_is_nothing_and_gets_no_gradient():
+    weight = draw(0, 3, 50).float().requires_grad_()
+    bits, exponent = torch.tensor([1.0, 0.4, -7.0]).requires_grad_(), torch.zeros(3).requires_grad_()
+    result = quantize(weight, bits, exponent, symmetric=True)
+    assert torch.equal(result.view(torch.int32), torch.zeros(3, 50, dtype=torch.int32))  # no -0.0
+    (result * draw(1, 3, 50).float()).sum().backward()
+    assert all(not tensor.grad.any() for tensor in (weight, bits, exponent))
+
+
 def test_no_bits_are_exact_positive_zeros_without_any_gradient():
     weight = draw(0, 3, 50).float().requires_grad_()
     bits, exponent = torch.tensor([0.0, -0.1, -7.0]).requires_grad_(), torch.zeros(3).requires_grad_()
@@ -65,10 +87,13 @@ def test_a_zero_code_is_positive_zero():
     assert result.view(torch.int32)[0, 0] == 0
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("shape", "channel_dim"), [((6, 3, 3), 0), ((4, 6, 2, 2), 1), ((6, 5), 0)])
-def test_agrees_with_the_slow_twin(shape, channel_dim):
+def test_agrees_with_the_slow_twin(shape, channel_dim, symmetric):
     fast, slow = inputs(0, shape, channel_dim), inputs(0, shape, channel_dim)
-    results = quantize(*fast, channel_dim), quantize_slow(*slow, channel_dim)
+    results = (
+        quantize(*fast, channel_dim, symmetric=symmetric), quantize_slow(*slow, channel_dim, symmetric=symmetric),
+    )  # fmt: skip
     torch.testing.assert_close(*results, rtol=1e-14, atol=0)
     direction = draw(9, *shape)
     for result in results:
@@ -78,14 +103,16 @@ def test_agrees_with_the_slow_twin(shape, channel_dim):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.floats(0.05, 12), st.floats(-8, 3))
-def test_gradients_are_those_of_the_slow_twin_everywhere(seed, bits, exponent):
+@given(st.integers(0, 10_000), st.floats(0.05, 12), st.floats(-8, 3), st.booleans())
+def test_gradients_are_those_of_the_slow_twin_everywhere(seed, bits, exponent, symmetric):
     grads = []
     for function in (quantize, quantize_slow):
         weight = draw(seed, 1, 7).requires_grad_()
         depth, power = (torch.tensor([value], dtype=torch.float64).requires_grad_() for value in (bits, exponent))
-        (function(weight, depth, power) * draw(seed + 1, 1, 7)).sum().backward()
-        grads.append((weight.grad, depth.grad, power.grad))
+        total = (function(weight, depth, power, symmetric=symmetric) * draw(seed + 1, 1, 7)).sum()
+        if total.requires_grad:  # the twin's zeros have no gradient
+            total.backward()
+        grads.append([torch.zeros_like(one) if one.grad is None else one.grad for one in (weight, depth, power)])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -165,17 +192,19 @@ def test_memory_format_is_kept():
     assert weight.grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_codes_times_scales_are_the_weights_bit_by_bit():
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_codes_times_scales_are_the_weights_bit_by_bit(symmetric):
     weight, bits, exponent = (tensor.detach().float() for tensor in inputs(3, (6, 40)))
-    codes, scales = codes_and_scales(weight, bits, exponent)
+    codes, scales = codes_and_scales(weight, bits, exponent, symmetric=symmetric)
     assert torch.equal(codes, codes.round())
-    assert torch.equal(codes.int().float() * scales[:, None], quantize(weight, bits, exponent))
+    assert torch.equal(codes.int().float() * scales[:, None], quantize(weight, bits, exponent, symmetric=symmetric))
 
 
-def test_quantising_again_changes_nothing():
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_quantising_again_changes_nothing(symmetric):
     weight, bits, exponent = (tensor.detach().float() for tensor in inputs(4, (6, 400)))
-    once = quantize(weight, bits, exponent)
-    assert torch.equal(quantize(once, bits, exponent), once)
+    once = quantize(weight, bits, exponent, symmetric=symmetric)
+    assert torch.equal(quantize(once, bits, exponent, symmetric=symmetric), once)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from tracing an autograd function
@@ -191,11 +220,11 @@ def test_it_works_under_compile_of_the_whole_layer():
     assert torch.equal(compiled(example), forward(example))
 
 
-def both_ways(fused, device="cpu", channel_dim=0):
+def both_ways(fused, device="cpu", channel_dim=0, *, symmetric=False):
     weight, bits, exponent = (
         one.detach().float().to(device).requires_grad_() for one in inputs(3, (6, 6, 3, 3), channel_dim)
     )
-    result = quantize(weight, bits, exponent, channel_dim, fused=fused)
+    result = quantize(weight, bits, exponent, channel_dim, symmetric=symmetric, fused=fused)
     result.backward(draw(5, 6, 6, 3, 3).float().to(device))
     return result.detach(), weight.grad, bits.grad, exponent.grad
 
@@ -203,10 +232,11 @@ def both_ways(fused, device="cpu", channel_dim=0):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 @pytest.mark.filterwarnings("default")  # torch's own, from its compiler
-def test_compiled_it_is_the_same():
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_compiled_it_is_the_same(symmetric):
     with warnings.catch_warnings():
         warnings.simplefilter("error", NoEffectWarning)
-        fused, plain = both_ways(True), both_ways(None)
+        fused, plain = both_ways(True, symmetric=symmetric), both_ways(None, symmetric=symmetric)
         assert torch.equal(fused[0].view(torch.int32), plain[0].view(torch.int32))
         assert torch.equal(fused[1], plain[1])
         torch.testing.assert_close(fused[2:], plain[2:], rtol=1e-5, atol=1e-6)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from scrimp.bits.channels.wire import graph_wiring
 from scrimp.bits.choose import Protect, channel_dim_of, choose_layers, weight_of
 from scrimp.bits.example import ExampleInputs, call_with, evaluating, num_samples_of
+from scrimp.bits.quantize import bits_of_nothing
 from scrimp.bits.quantizer import BitsRange, LayerFacts, Quantizer
 from scrimp.bits.size_plan import note_slopes_
 from scrimp.bits.wiring import set_wiring_
@@ -68,11 +69,16 @@ def self_compress_(
     Source: Csefalvay and Imber, "Self-Compressing Neural Networks", arXiv 2301.13142; there depths leave the exponent
         alone, and all channels start at an exponent of -8, whatever their weights are.
     """
-    if not 1 <= bits <= 16:
-        raise ConfigError(f"self_compress_: bits is {bits}; channels start with 1 to 16 bits")
-    if not 0 <= least_output_bits <= bits:
+    nothing = bits_of_nothing(symmetric=quantizer.symmetric)
+    if not (1 <= bits <= 16 and bits > nothing):
         raise ConfigError(
-            f"self_compress_: least_output_bits is {least_output_bits}; it has to be from 0 to bits, {bits:g}"
+            f"self_compress_: bits is {bits}; channels start with 1 to 16 bits, and more than {nothing:g} if nothing "
+            f"is what a {quantizer.__name__} makes of these"
+        )
+    if not 0 <= least_output_bits <= bits or 0 < least_output_bits <= nothing:
+        raise ConfigError(
+            f"self_compress_: least_output_bits is {least_output_bits}; it has to be from {nothing:g} to bits, "
+            f"{bits:g}, or 0 for an output that may vanish"
         )
     chosen, left_alone = choose_layers(model, protect, embeddings=embeddings)
     num_positions = _observe(model, chosen, example_inputs)
@@ -98,7 +104,7 @@ def self_compress_(
                 num_all_operations=num_operations, num_all_activations=num_activations,
             )  # fmt: skip
             made[id(weight)] = quantizer(
-                *starting_values(weight, channel_dim, bits), channel_dim=channel_dim, facts=facts,
+                *starting_values(weight, channel_dim, bits, symmetric=quantizer.symmetric), channel_dim=channel_dim, facts=facts,
                 integer_exponent=integer_exponent, least_bits=least_output_bits if name == last else 0.0,
             )  # fmt: skip
         parametrize.register_parametrization(module, "weight", made[id(weight)])
@@ -111,7 +117,9 @@ def self_compress_(
     return Compression(tuple(sorted(chosen, key=order.index)), left_alone, num_weights, num_parameters)
 
 
-def starting_values(weight: Tensor, channel_dim: int, bits: float) -> tuple[Tensor, Tensor]:
+def starting_values(
+    weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
     """Bits and the exponents with which the largest weight of each channel just fits into the largest code.
 
     A channel of zeros takes the layer's largest weight; a layer of zeros, one over the root of the weights per channel.
@@ -121,7 +129,7 @@ def starting_values(weight: Tensor, channel_dim: int, bits: float) -> tuple[Tens
     largest = rows.abs().amax(dim=1)
     usual = torch.where(largest.amax() > 0, largest.amax(), torch.full_like(largest[0], rows.shape[1] ** -0.5))
     largest = torch.where(largest > 0, largest, usual)
-    greatest_code = max(2 ** (bits - 1) - 1, 0.5)
+    greatest_code = max(2 ** (bits - 1) - 1, 1.0 if symmetric else 0.5)
     # a hair more, so that the division in the quantiser cannot round the largest weight out of the range
     exponent = torch.log2(largest * (1 + 4 * torch.finfo(dtype).eps)) - math.log2(greatest_code)
     return torch.full_like(largest, bits), exponent

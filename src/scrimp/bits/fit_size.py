@@ -12,6 +12,7 @@ from scrimp.bits.quantize import MOST_BITS
 from scrimp.errors import ConfigError
 
 _LEAST_LIVE = 1.0  # bits that a live channel keeps; it has two codes down to zero, so that less would save nothing
+_LEAST_SYMMETRIC = 1.1  # at one bit there would be no code but zero
 _FARTHEST = 8.0
 _NUM_TRIES = 14
 
@@ -43,8 +44,8 @@ def fit_size_(
     def size_with(more: float) -> int:
         for one, (bits, exponent) in zip(quantizers, before, strict=True):
             had = bits.clamp(one.least_bits, MOST_BITS)
-            least = had.clamp(max=max(one.least_bits, _LEAST_LIVE))
-            has = torch.where(had > 0, (had + more).clamp(max=MOST_BITS).maximum(least), had)
+            least = had.clamp(max=max(one.least_bits, _LEAST_SYMMETRIC if one.symmetric else _LEAST_LIVE))
+            has = torch.where(had > one.bits_of_nothing, (had + more).clamp(max=MOST_BITS).maximum(least), had)
             if one.integer_exponent:  # half a bit would move the range by a factor of up to 1.4
                 has = had + (has - had).trunc()
             one.set_(torch.where(has == had, bits, has), exponent + had - has)

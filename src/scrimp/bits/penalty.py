@@ -42,7 +42,9 @@ def _priced_bits(layer: QuantizedLayer) -> Tensor:
     """The bits with a gradient where they can still fall. Above 16 they cost on, or they would never come back."""
     bits, _ = layer.quantizer.learned()
     least = layer.quantizer.least_bits
-    return torch.relu(bits - least) + least if least else torch.relu(bits)
+    if least:
+        return torch.relu(bits - least) + least
+    return torch.where(bits > layer.quantizer.bits_of_nothing, bits, 0.0)
 
 
 def _constants_of_the_dead(plan: SizePlan, is_live: Tensor) -> Tensor:

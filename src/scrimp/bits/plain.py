@@ -59,7 +59,9 @@ def finalize_(model: nn.Module, batches: Iterable[Any] | None = None) -> None:
     """
     for layer in unique_layers(model):
         codes = layer.codes().movedim(layer.channel_dim, 0).flatten(1)
-        reach = torch.maximum(-codes.amin(1), codes.amax(1) + 1)  # codes lie in -reach .. reach - 1
+        # codes lie in -reach .. reach - 1, or symmetrically in 1/2 - reach .. reach - 1/2
+        over = 0.5 if layer.quantizer.symmetric else 1
+        reach = torch.maximum(1 - over - codes.amin(1), codes.amax(1) + over)
         _, exponent = layer.quantizer.learned()
         present = layer.bits
         # a depth of log2(2 * reach) has exactly these codes; the learned one may be lower and have them all the same

@@ -2,13 +2,13 @@
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrimp.bits.quantize import MOST_BITS, codes_and_scales, quantize
+from scrimp.bits.quantize import MOST_BITS, bits_of_nothing, codes_and_scales, quantize
 
 if TYPE_CHECKING:
     from scrimp.bits.size_plan import Objective
@@ -39,8 +39,11 @@ class Quantizer(nn.Module, abc.ABC):
     The kinds are ``BitsRange``, ``BitsExponent`` and ``StepRange``.
 
     Its parameters have one value for each output channel, the slices of dimension ``channel_dim`` of the weight.
-    ``least_bits`` above zero keeps the channels of a layer (a model's output) from vanishing.
+    ``least_bits`` above zero keeps the channels of a layer (a model's output) from vanishing. The codes of a
+    ``symmetric`` kind reach as far below zero as above, and a channel of one bit is nothing but zeros.
     """
+
+    symmetric: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -92,7 +95,13 @@ class Quantizer(nn.Module, abc.ABC):
     def bits(self) -> Float[Tensor, " channels"]:
         """The bits of each channel, from 0 to 16; no gradient."""
         with torch.no_grad():
-            return self.used()[0].clamp(0.0, MOST_BITS)
+            bits = self.used()[0].clamp(0.0, MOST_BITS)
+            return torch.where(bits > self.bits_of_nothing, bits, 0.0)
+
+    @property
+    def bits_of_nothing(self) -> float:
+        """The most bits with which a channel has no code but zero; ``bits`` tells these as none."""
+        return bits_of_nothing(symmetric=self.symmetric)
 
     def dead(self) -> Bool[Tensor, " channels"]:
         """The channels of zero bits: their weights are zero and will stay zero, because no gradient reaches them."""
@@ -101,11 +110,11 @@ class Quantizer(nn.Module, abc.ABC):
     @torch.no_grad()
     def codes_and_scales(self, weight: Tensor) -> tuple[Tensor, Float[Tensor, " channels"]]:
         """The codes of the raw ``weight`` (whole numbers as floats) and the scale of each channel."""
-        return codes_and_scales(weight, *self.used(), self.channel_dim)
+        return codes_and_scales(weight, *self.used(), self.channel_dim, symmetric=self.symmetric)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The quantised weight."""
-        return quantize(weight, *self.used(), self.channel_dim)
+        return quantize(weight, *self.used(), self.channel_dim, symmetric=self.symmetric)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is assigned to the layer's weight is the raw weight."""
@@ -140,8 +149,12 @@ class BitsRange(Quantizer):
     The exponent follows, ``log_span - depth``: fewer bits are coarser codes. With the paper's parameters a channel that
     loses a bit loses half of its range, and the weights beyond it are clipped and stop learning until the exponent has
     caught up, which takes longer than bits take to fall. Here weights stay within the range, and what a bit is worth
-    to the task shows in the rounding error at once. ``docs/bits.md`` has both beside each other.
+    to the task shows in the rounding error at once. Codes are symmetric: of the paper's codes a channel below 1.58 bits
+    has -1 and 0 alone, where it can only take away; here it has -1, 0 and 1 down to one bit, fewer and fewer of them
+    other than 0. ``docs/bits.md`` has both beside each other.
     """
+
+    symmetric = True
 
     def start(self, bits: Tensor, exponent: Tensor) -> None:
         """Make the parameters."""
@@ -161,7 +174,8 @@ class BitsRange(Quantizer):
         counted = bits.clamp(self.least_bits, MOST_BITS)
         self.log_span.copy_(counted + exponent)
         near = self.log_span - exponent
-        self.depth.copy_(torch.where((bits == counted) & ((near > 0) == (bits > 0)), near, bits))
+        stays = (near > self.bits_of_nothing) == (bits > self.bits_of_nothing)
+        self.depth.copy_(torch.where((bits == counted) & stays, near, bits))
 
 
 class StepRange(Quantizer):

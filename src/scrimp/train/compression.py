@@ -20,6 +20,7 @@ from scrimp.train.job import Seams
 from scrimp.train.models import ModelFacts
 from scrimp.train.parallel import from_all_ranks
 
+_START_BITS = 4.0  # as good as more in training from scratch, and nearer to where bits end
 _SETTLED_FROM = 0.9  # of training; bits are frozen from here on, and the weights settle around them
 _NUM_REMOVALS = 40
 _NUM_MEASUREMENTS = 100
@@ -35,7 +36,9 @@ class Compressor:
         self.model, self.metadata = model, metadata
         self.example = _example(facts).to(next(model.parameters()).device)
         self.plain_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.compression = bits.self_compress_(model, self.example, quantizer=_QUANTIZERS[config.quantizer])
+        self.compression = bits.self_compress_(
+            model, self.example, bits=_START_BITS, quantizer=_QUANTIZERS[config.quantizer]
+        )
         layers = bits.quantized_layers(model)
         self.layers_before = {
             name: (len(layers[name].bits), layers[name].raw_weight.numel()) for name in self.compression.layers
