@@ -193,7 +193,9 @@ def test_a_transposed_convolution_with_groups_is_left_alone():
     assert report.left_alone == {"0": "a transposed convolution with groups"}
 
 
-@pytest.mark.parametrize("options", [{"bits": 1.0, "least_output_bits": 0.0}, {"least_output_bits": 0.5}, {"least_output_bits": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"bits": 1.0, "least_output_bits": 0.0}, {"least_output_bits": 0.5}, {"least_output_bits": 1.0}]
+)
 def test_bits_that_are_nothing_are_refused_where_they_are_asked_for(options):
     model = net()
     with pytest.raises(ConfigError, match="bits is"):

@@ -64,7 +64,7 @@ class Watch:
             averages = self.average.named_tensors()
             for parameter in layers[name].parameter_names:
                 if parameter.endswith("depth") and not layers[name].quantizer.least_bits:
-                    assert torch.equal(averages[parameter] <= 0, now)
+                    assert torch.equal(averages[parameter] <= layers[name].quantizer.bits_of_nothing, now)
             assert averages[layers[name].weight_name].shape == layers[name].raw_weight.shape
         self.dead = dead
         self.seen_dead = max(self.seen_dead, sum(int(now.sum()) for now in dead.values()))

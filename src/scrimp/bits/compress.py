@@ -104,8 +104,9 @@ def self_compress_(
                 num_all_operations=num_operations, num_all_activations=num_activations,
             )  # fmt: skip
             made[id(weight)] = quantizer(
-                *starting_values(weight, channel_dim, bits, symmetric=quantizer.symmetric), channel_dim=channel_dim, facts=facts,
-                integer_exponent=integer_exponent, least_bits=least_output_bits if name == last else 0.0,
+                *starting_values(weight, channel_dim, bits, symmetric=quantizer.symmetric),
+                channel_dim=channel_dim, facts=facts, integer_exponent=integer_exponent,
+                least_bits=least_output_bits if name == last else 0.0,
             )  # fmt: skip
         parametrize.register_parametrization(module, "weight", made[id(weight)])
     if not chosen:
@@ -117,9 +118,7 @@ def self_compress_(
     return Compression(tuple(sorted(chosen, key=order.index)), left_alone, num_weights, num_parameters)
 
 
-def starting_values(
-    weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False
-) -> tuple[Tensor, Tensor]:
+def starting_values(weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     """Bits and the exponents with which the largest weight of each channel just fits into the largest code.
 
     A channel of zeros takes the layer's largest weight; a layer of zeros, one over the root of the weights per channel.
