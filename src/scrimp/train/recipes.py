@@ -46,12 +46,12 @@ def cifar10_small() -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """CIFAR-10 towards 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
+    """CIFAR-10 to 94 %, as fast as can be: Muon for the filters, small batches, images that grow.
 
     Source: K. Jordan, airbench94_muon, which has batches of 2,000 and images of full size.
     """
     plain = cifar10_sgd().replace(
-        recipe="cifar10", num_epochs=10, batch_size=500, muon_learning_rate=0.15, first_learning_rate=0,
+        recipe="cifar10", num_epochs=12, batch_size=500, muon_learning_rate=0.15, first_learning_rate=0,
         final_learning_rate=0, evaluate_every=5,
     )  # fmt: skip
     return with_savings(plain, ("steps", "checkpoints"))

@@ -54,7 +54,7 @@ def savings_of(recipe: str) -> Savings:
             return Savings(
                 samples={"keep": 0.6},
                 steps={"pool_early": "norm", "freeze_bn_scale": True, "bias_scale": 16.0, "whiten": True},
-                bits={"compress": True, "gamma": 0.1},
+                bits={"compress": True, "gamma": 0.04},
             )
         case "fashion-mnist":
             return Savings(
