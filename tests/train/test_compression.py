@@ -1,6 +1,7 @@
 """Runs that compress their model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tests.reference.runs import STEPS_PER_EPOCH, last_state, run_until, tiny
 
 import scrimp
+from scrimp.checkpoints import CheckpointStore
 from scrimp.cli import main
 from scrimp.errors import ConfigError
 from scrimp.report.record import RunStatus, read_run
@@ -158,3 +160,32 @@ def test_the_summary_is_json(finished):
     summary = json.loads((finished.run_dir / "summary.json").read_text())
     assert summary["weights_kept_fraction"] == finished.summary.weights_kept_fraction
     assert Path(finished.run_dir / "model.safetensors").exists()
+
+
+def test_the_weights_of_a_checkpoint_are_those_that_the_run_computed_with(finished, tmp_path, capsys):
+    """Of any step, under the names of the plain model; the tensors of quantisers are there for who asks."""
+    store = CheckpointStore(finished.run_dir / "checkpoints")
+    step = store.steps()[-2]
+    stored = store.load(step)["model"]
+    raw = {name.split(".parametrizations")[0]: name for name in stored if name.endswith("weight.original")}
+    assert len(raw) == 5
+
+    words = ["checkpoints", "export", str(finished.run_dir), str(tmp_path / "w.safetensors"), "--step", str(step)]
+    assert main(words) == 0
+    plain = safetensors.torch.load_file(tmp_path / "w.safetensors")
+    assert plain.keys() == safetensors.torch.load_file(finished.run_dir / "model.safetensors").keys()
+    for name, raw_name in raw.items():
+        depth, log_span = (stored[raw_name.replace("original", f"0.{kind}")] for kind in ("depth", "log_span"))
+        bits = depth.clamp(min=2.0) if name == list(raw)[-1] else depth  # an output keeps two
+        expected = scrimp.bits.quantize(stored[raw_name], bits, log_span - bits.clamp(0, 16), 0)
+        assert torch.equal(plain[f"{name}.weight"], expected)
+        assert not torch.equal(expected, stored[raw_name])
+
+    assert main([*words, "--as-stored"]) == 0
+    assert_same_state(safetensors.torch.load_file(tmp_path / "w.safetensors"), dict(stored))
+    shutil.copytree(store.path, tmp_path / "alone")
+    words[2] = str(tmp_path / "alone")
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "plain weights take the directory of the run" in capsys.readouterr().err
+    assert_same_state(safetensors.torch.load_file(tmp_path / "w.safetensors"), dict(stored))

@@ -25,12 +25,21 @@ _OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict")
 def export_weights(store: CheckpointStore, path: str | os.PathLike[str], step: int | None = None) -> int:
     """Write the model of a checkpoint (the newest by default) as a safetensors file; returns its bytes.
 
-    Of tied weights the file has the first name; the others are in its metadata, as ``safetensors.torch.load_model``
-    expects them. Only the weights are decoded.
+    The tensors are those that were saved, under their names, and nothing else is decoded; see ``write_weights``.
 
     Raises: as ``CheckpointStore.load``; ConfigError - it was saved without a model. OSError.
     """
-    state = store.load(step, only="model")["model"]
+    return write_weights(store.load(step, only="model")["model"], path)
+
+
+def write_weights(state: Mapping[str, Any], path: str | os.PathLike[str]) -> int:
+    """Write the tensors of a model's state as a safetensors file; returns its bytes.
+
+    Of tied weights the file has the first name; the others are in its metadata, as ``safetensors.torch.load_model``
+    expects them.
+
+    Raises: OSError.
+    """
     first_name: dict[tuple[object, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     metadata = {"format": "pt"}

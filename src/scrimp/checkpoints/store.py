@@ -32,7 +32,7 @@ from scrimp.checkpoints.reports import (
 from scrimp.checkpoints.residual import Residual
 from scrimp.checkpoints.retention import collect, commit, delete
 from scrimp.checkpoints.sharding import Ranks, distribute
-from scrimp.checkpoints.writer import Retention, StoreWriter
+from scrimp.checkpoints.writer import Retention, SnapshotWriter
 from scrimp.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError, FormatError
 
 _GRACE_SECONDS = 3600.0
@@ -94,7 +94,7 @@ class CheckpointStore:
         self._finished: list[SaveReport] = []
         retention = Retention(exact_tail, keyframe_every, keep_last, keep_every)
         self._ranks = Ranks(together=sharded)
-        self._writer = StoreWriter(self._catalogue, self.codec, retention, self._ranks)
+        self._writer = SnapshotWriter(self._catalogue, self.codec, retention, self._ranks)
 
     @overload
     def save(

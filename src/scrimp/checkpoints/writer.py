@@ -43,7 +43,7 @@ class _Part:
     is_exact: bool
 
 
-class StoreWriter:
+class SnapshotWriter:
     """Writes checkpoints one after another. With several ranks, each of them has one, and all write at once."""
 
     def __init__(self, catalogue: Catalogue, codec: Codec, retention: Retention, ranks: Ranks) -> None:

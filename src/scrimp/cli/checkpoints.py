@@ -2,18 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scrimp._core.names import nearest
 from scrimp.checkpoints import CheckpointInfo, CheckpointStore, StoreReport, TensorReport
-from scrimp.checkpoints.exchange import export_state, export_weights, import_checkpoint
+from scrimp.checkpoints.exchange import export_state, export_weights, import_checkpoint, write_weights
 from scrimp.cli.flags import parse
 from scrimp.cli.main import EXIT_DONE, EXIT_FAILED, Parser
 from scrimp.cli.tables import show_table
-from scrimp.errors import CheckpointNotFoundError, ConfigError, FormatError
+from scrimp.errors import CheckpointNotFoundError, ConfigError, DataNotFoundError, FormatError
+from scrimp.report.record import CONFIG_NAME
 from scrimp.report.units import format_bytes, format_number
+
+_QUANTIZED = "parametrizations.weight.original"
 
 _HELP = """\
 usage: scrimp checkpoints COMMAND STORE [...]
@@ -25,7 +29,9 @@ commands:
   show STORE [STEP]             one checkpoint: bytes and error of each tensor
   verify STORE [STEP]           decode everything and compare checksums
   restore STORE FILE [--step N] the whole state as a file for torch.load
-  export STORE FILE [--step N]  the weights as a safetensors file
+  export STORE FILE [--step N] [--as-stored]
+                                the weights as a safetensors file; those of a compressed run as the plain model has
+                                them, or with their quantisers as they were saved
   delete STORE STEP...          remove checkpoints; the others keep every bit
   gc STORE [--grace SECONDS]    remove files that belong to no checkpoint
   import STORE PATH... [--step N]
@@ -89,21 +95,59 @@ def _verify(words: list[str]) -> int:
 
 
 def _restore(words: list[str]) -> int:
-    return _write("restore", words, export_state)
+    namespace = parse(_file_parser("restore"), words)
+    store = _open(namespace.store)
+    with _progress("decoding"):
+        num_bytes = export_state(store, namespace.file, namespace.step)
+    return _wrote(store, namespace, num_bytes)
 
 
 def _export(words: list[str]) -> int:
-    return _write("export", words, export_weights)
+    parser = _file_parser("export")
+    parser.add_argument("--as-stored", action="store_true")
+    namespace = parse(parser, words)
+    store = _open(namespace.store)
+    is_quantized = any(_QUANTIZED in tensor.path for tensor in store.tensors(namespace.step))
+    run_dir = _run_of(store)
+    with _progress("decoding"):
+        if is_quantized and run_dir is not None and not namespace.as_stored:
+            step = store.describe(namespace.step).step
+            num_bytes = write_weights(_plain_weights(run_dir, step), namespace.file)
+        else:
+            num_bytes = export_weights(store, namespace.file, namespace.step)
+    if is_quantized and run_dir is None and not namespace.as_stored:
+        print(
+            f"layers that learn their bits have their weights before quantisation, {_QUANTIZED}, and the tensors of "
+            "their quantisers; plain weights take the directory of the run as STORE",
+            file=sys.stderr,
+        )
+    return _wrote(store, namespace, num_bytes)
 
 
-def _write(name: str, words: list[str], write: Callable[[CheckpointStore, Path, int | None], int]) -> int:
+def _plain_weights(run_dir: Path, step: int) -> Mapping[str, Any]:
+    """The weights of a compressed run as its plain model has them. Raises: as ``load_run``."""
+    from scrimp.train.load import load_run  # noqa: PLC0415 - training's packages are for compressed runs alone
+
+    try:
+        return load_run(run_dir, step).model.state_dict()
+    except DataNotFoundError as error:
+        raise DataNotFoundError(f"{error}; or take the tensors as they were saved, with --as-stored") from error
+
+
+def _run_of(store: CheckpointStore) -> Path | None:
+    """The directory of the run that a store is of, if it is of one."""
+    run_dir = Path(store.path).parent
+    return run_dir if "://" not in store.path and (run_dir / CONFIG_NAME).exists() else None
+
+
+def _file_parser(name: str) -> Parser:
     parser = _parser(name)
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--step", type=int, metavar="N")
-    namespace = parse(parser, words)
-    store = _open(namespace.store)
-    with _progress("decoding"):
-        num_bytes = write(store, namespace.file, namespace.step)
+    return parser
+
+
+def _wrote(store: CheckpointStore, namespace: argparse.Namespace, num_bytes: int) -> int:
     step = store.steps()[-1] if namespace.step is None else namespace.step
     print(f"step {step}: {namespace.file}, {format_bytes(num_bytes)}")
     return EXIT_DONE

@@ -43,7 +43,8 @@ class StoreWriter(StorageWriter):
     Slots of an optimizer's ``state`` count as moments by their names, and what lies under a key ``model`` and has such
     slots as weights (``get_optimizer_state_dict`` gives both by name); all else is exact: buffers, and a model that is
     saved without its optimizer. With several ranks, make the store with
-    ``sharded=True``. ``store.load(step)`` gives the same state under DCP's flat names.
+    ``sharded=True``. ``store.load(step)`` gives the same tensors under DCP's flat names, weights in ``model`` and all
+    others in ``tensors``; values that are no tensors come from ``store.stored_parts(step)``.
 
     Raises: as ``CheckpointStore.save``; ConfigError - something that is neither tensors nor JSON values.
     """

@@ -34,11 +34,8 @@ class Compressor:
 
     def __init__(self, config: TrainConfig, model: nn.Module, facts: ModelFacts, metadata: Mapping[str, Any]) -> None:
         self.model, self.metadata = model, metadata
-        self.example = _example(facts).to(next(model.parameters()).device)
         self.plain_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.compression = bits.self_compress_(
-            model, self.example, bits=_START_BITS, quantizer=_QUANTIZERS[config.quantizer]
-        )
+        self.compression, self.example = compress_model_(config, model, facts)
         layers = bits.quantized_layers(model)
         self.layers_before = {
             name: (len(layers[name].bits), layers[name].raw_weight.numel()) for name in self.compression.layers
@@ -162,6 +159,13 @@ class Compressor:
             self.target.load_state_dict(state["target"])
         if self._progress >= _SETTLED_FROM:
             bits.freeze_bits_(self.model)
+
+
+def compress_model_(config: TrainConfig, model: nn.Module, facts: ModelFacts) -> tuple[bits.Compression, Tensor]:
+    """Give a fresh model the quantisers of a run; what was done, and the inputs that the model was looked at with."""
+    example = _example(facts).to(next(model.parameters()).device)
+    quantizer = _QUANTIZERS[config.quantizer]
+    return bits.self_compress_(model, example, bits=_START_BITS, quantizer=quantizer), example
 
 
 def compressor_of(
