@@ -76,6 +76,21 @@ def test_weights_are_within_a_part_of_the_true_movement():
         assert error.relative_to_tensor == pytest.approx(error.rms / rms(after["weight"]))
 
 
+def test_what_training_gained_under_its_noise_is_kept_on_average():
+    """A drift of a twentieth of the noise; with a dead zone of 0.6 steps, 8 % of it would be lost."""
+    draw = torch.Generator().manual_seed(0)
+    drift = 0.05 * torch.randn(1500, 1000, generator=draw).sign()
+    before = torch.zeros_like(drift)
+    after = drift + torch.randn(drift.shape, generator=draw)
+    for error in (0.3, 1.0):
+        codec = Residual(error=Bound.of_movement(error))
+        decoded = codec.encode(group_of(weight=after), {"weight": before}, previous={"weight": before}).decoded[
+            "weight"
+        ]
+        kept = float((decoded * drift).double().mean() / (after * drift).double().mean())
+        assert kept == pytest.approx(1, abs=0.035), error
+
+
 def test_without_previous_values_the_distance_to_the_base_is_taken():
     before, after = adam_states(2)
     known = Residual().encode(group_of(**after), before, previous=before)
@@ -212,12 +227,25 @@ def test_vectors_are_exact_unless_that_is_asked_for():
     assert all(error.is_exact for error in exact.errors.values())
     small = Residual.small().encode(group_of(**after), before, previous=before)
     movement = rms(after["weight"] - before["weight"])
-    assert 0 < small.errors["weight"].max_abs <= 0.1 * movement
+    assert 0 < small.errors["weight"].max_abs <= 0.25 * movement
     factors = (small.decoded["exp_avg_sq"] / after["exp_avg_sq"]).log2().abs()
     assert 0.3 < float(factors.max()) <= 1
     assert small.errors["exp_avg_sq"].bound == Bound.factor(2.0)
     assert not small.decoded["exp_avg"].any()
     assert len(small.payload) < len(exact.payload) / 4
+
+
+def test_which_tensors_are_rounded():
+    """Matrices of 256 values and more; of one dimension is also what has others of length 1."""
+    for shape, is_rounded in (
+        ((16, 16), True), ((16, 16, 1, 1), True), ((3, 5, 17), False), ((4096,), False), ((1, 1, 4096), False),
+        ((4096, 1, 1), False),
+    ):  # fmt: skip
+        draw = torch.Generator().manual_seed(0)
+        before = {"weight": torch.randn(shape, generator=draw)}
+        after = {"weight": torch.randn(shape, generator=draw), "momentum_buffer": torch.randn(shape, generator=draw)}
+        encoded = Residual().encode(group_of(**after), before, previous=before)
+        assert [error.is_exact for error in encoded.errors.values()] == [not is_rounded] * 2, shape
 
 
 def test_scales_and_statistics_are_exact_even_in_the_smallest():

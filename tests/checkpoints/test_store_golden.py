@@ -39,10 +39,9 @@ def test_a_golden_store_can_be_gone_on_with(version: str, tmp_path: Path) -> Non
     assert torch.equal(store.load()["model"]["3.weight"], net[3].weight)  # type: ignore[index]
 
 
-def test_the_bits_are_looked_at(tmp_path: Path) -> None:
-    golden_store.write(tmp_path / "store")
-    expected = json.loads((tmp_path / "store" / "expected.txt").read_text())
-    assert expected == json.loads((GOLDEN / "store_v1" / "expected.txt").read_text())
-    state = CheckpointStore(tmp_path / "store").load(50)
+def test_the_bits_are_looked_at() -> None:
+    expected = json.loads((GOLDEN / "store_v1" / "expected.txt").read_text())
+    state = CheckpointStore(GOLDEN / "store_v1").load(50)
+    assert golden_store.digest(state) == expected["50"]
     state["model"]["3.weight"][0, 0] += 1e-6
     assert golden_store.digest(state) != expected["50"]

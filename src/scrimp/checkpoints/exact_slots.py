@@ -12,8 +12,8 @@ from scrimp.checkpoints.payload import Entry, Method
 from scrimp.checkpoints.planes import encode_exact
 from scrimp.checkpoints.scores import encode_scores
 
-SMALLEST_LOSSY = 4096
-"""Values; a smaller tensor is too little to gain from and often a scale that much depends on."""
+SMALLEST_LOSSY = 256
+"""Values; below, headers and tables take what rounding saves."""
 _LOSSY_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LOSSY_ROLES = (TensorRole.WEIGHT, TensorRole.FIRST_MOMENT, TensorRole.SECOND_MOMENT, TensorRole.MOMENTUM)
 
@@ -24,8 +24,8 @@ def may_be_lossy(tensor: Tensor, role: TensorRole) -> bool:
 
 
 def is_large(tensor: Tensor) -> bool:
-    """A matrix, or more than that, of at least 4096 values."""
-    return tensor.dim() >= 2 and tensor.numel() >= SMALLEST_LOSSY
+    """A matrix, or more than that, of at least 256 values; dimensions of length 1 do not count."""
+    return sum(size > 1 for size in tensor.shape) >= 2 and tensor.numel() >= SMALLEST_LOSSY
 
 
 def has_lossy_kind(tensor: Tensor, role: TensorRole) -> bool:

@@ -22,7 +22,7 @@ from scrimp.checkpoints.exact_slots import (
 from scrimp.checkpoints.logarithm import encode_logarithm
 from scrimp.checkpoints.measure import ErrorMeter, rms
 from scrimp.checkpoints.payload import ByteWriter, Entry, Method, write_payload
-from scrimp.checkpoints.uniform import Quantised, encode_uniform
+from scrimp.checkpoints.uniform import NEAREST, Quantised, encode_uniform
 from scrimp.errors import ConfigError
 
 _ADDITIVE = (BoundKind.EXACT, BoundKind.ABSOLUTE, BoundKind.RMS, BoundKind.MOVEMENT)
@@ -33,9 +33,11 @@ _POSSIBLE = {
     "first_moment": (*_ADDITIVE, BoundKind.ROOT),
     "momentum": _ADDITIVE,
 }
-_ERROR, _SECOND_MOMENT = Bound.of_movement(0.6), Bound.factor(3.0)
+_ERROR, _SECOND_MOMENT = Bound.of_movement(1.0), Bound.factor(3.0)
 _EXACT, _FIRST_MOMENT, _MOMENTUM = Bound.exact(), Bound.of_root(0.75), Bound.of_rms(2.0)
 _MAY_BE_DROPPED = ("first_moment", "momentum")
+_DEAD_ZONE = 0.6  # in steps: of moments, and of weights
+_COARSE = 1.5  # where the bound is this many times the movement, which is too little noise to keep a drift
 _VECTOR_FACTOR = 2.0  # of second moments of vectors, which have no rows and columns to take their level from
 _SHORTEST_VECTOR = 16  # values; below, what a decoder has to know takes more than it saves
 
@@ -44,10 +46,10 @@ _SHORTEST_VECTOR = 16  # values; below, what a decoder has to know takes more th
 class Residual:
     """Quantised differences from the last reconstruction; every value within a bound that is verified and stored.
 
-    ``error`` bounds weights (0.6 x movement by default), ``second_moment`` what stands under a root, as Adam's
+    ``error`` bounds weights (their movement by default), ``second_moment`` what stands under a root, as Adam's
     ``exp_avg_sq`` does, ``first_moment`` what is divided by that root, ``momentum`` what is a step itself. ``None``
     drops the moment: it comes back as zeros, and nothing is promised. ``vectors`` is for trained tensors that are small
-    (under 4096 values) or of one dimension, such as biases and norms: they and their moments keep every bit by default;
+    (under 256 values) or of one dimension, such as biases and norms: they and their moments keep every bit by default;
     with any other bound their moments are coded as those of matrices are, second ones to a factor of 2 at most. All
     that is no weight or moment keeps every bit, as does a checkpoint without a base.
 
@@ -77,12 +79,12 @@ class Residual:
 
     @classmethod
     def small(cls) -> "Residual":
-        """As small as training bears for history: two and a half times the step, little more of second moments than the
-        means of rows and columns, no first moments, and biases and norms to a tenth of their movement.
+        """As small as training bears for history: errors as large as the movement, little more of second moments than
+        the means of rows and columns, no first moments, and biases and norms to a quarter of their movement.
         """
         return cls(
-            error=Bound.of_movement(1.5), second_moment=Bound.factor(16.0), first_moment=None, momentum=None,
-            vectors=Bound.of_movement(0.1),
+            error=Bound.of_movement(2.0), second_moment=Bound.factor(16.0), first_moment=None, momentum=None,
+            vectors=Bound.of_movement(0.25),
         )  # fmt: skip
 
     @property
@@ -182,8 +184,10 @@ class _Encoding:
             self.keep_exact(slot)
             return
         bound, limit = self.limit_of(slot, self.codec.vectors if self.is_vector(slot) else self.codec.error)
-        self.movement(slot)  # for the report
-        done = encode_uniform(self.group.tensors[slot], limit, base=base) if limit else None
+        movement = self.movement(slot)
+        is_coarse = movement is not None and limit > _COARSE * movement
+        dead_zone = _DEAD_ZONE if is_coarse else NEAREST
+        done = encode_uniform(self.group.tensors[slot], limit, base=base, dead_zone=dead_zone) if limit else None
         self.put(slot, Method.UNIFORM, done, bound, limit, needs_base=True)
 
     def encode_second_moment(self, slot: str) -> None:
@@ -200,7 +204,8 @@ class _Encoding:
         elif unit_slot is None:  # a step itself, as in Lion
             self.encode_from_zero(slot, self.codec.momentum)
         else:
-            done = encode_uniform(self.group.tensors[slot], bound.value, root_of=self.decoded[unit_slot])
+            unit = self.decoded[unit_slot]
+            done = encode_uniform(self.group.tensors[slot], bound.value, root_of=unit, dead_zone=_DEAD_ZONE)
             self.put(slot, Method.ROOT, done, bound, unit_slot=unit_slot)
 
     def encode_from_zero(self, slot: str, bound: Bound | None) -> None:
@@ -208,7 +213,7 @@ class _Encoding:
             self.drop(slot)
             return
         bound, limit = self.limit_of(slot, bound)
-        done = encode_uniform(self.group.tensors[slot], limit) if limit else None
+        done = encode_uniform(self.group.tensors[slot], limit, dead_zone=_DEAD_ZONE) if limit else None
         self.put(slot, Method.UNIFORM, done, bound, limit)
 
     def put(

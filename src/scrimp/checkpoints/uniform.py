@@ -1,8 +1,11 @@
-"""A uniform quantiser with a dead zone: multiples of a step, from a base or from zero.
+"""A uniform quantiser: the nearest multiple of a step, from a base or from zero.
 
-A difference below 0.6 steps becomes 0, one from 0.6 to 1.6 steps becomes 1, and so on: the error is at most 0.6 steps,
-and the middle of a cell lies a little above its value, where the distribution falls off. For the Laplacian and Gaussian
-differences of training no other scalar quantiser is notably better once symbols are entropy-coded (Sullivan, 1996).
+The error is at most half a step, or d steps with a dead zone of d. Where most values become zero a dead zone pays: the
+others lie near its edge, and symbols are cheaper at the same mean square error (Sullivan, 1996). Weights have none at
+steps of up to three times their movement: what training has gained since the last checkpoint is a small drift under
+much noise, and where the noise is as large as the step, rounding to the nearest keeps the drift on average (Widrow and
+Kollar, "Quantization Noise", 2008). A dead zone of 0.6 steps of the noise's size takes 8 % of it away, and training
+resumes that part of an interval behind.
 
 Decoded is ``base + (code * step) * unit``, each operation rounded by itself in float32 (float64 for float64), so that
 every machine gets the same bits. Whatever then lies outside of the limit is stored as it is.
@@ -20,7 +23,9 @@ from scrimp.checkpoints.escapes import read_escapes, write_escapes
 from scrimp.checkpoints.measure import BLOCK, ErrorMeter, compute_dtype, largest_magnitude
 from scrimp.checkpoints.payload import ByteReader, ByteWriter
 
-DEAD_ZONE = 0.6
+NEAREST = 0.5
+"""The dead zone, in steps, that is none."""
+_SLACK = 1 - 2**-10  # of the limit is used, so that no rounding of floats leads beyond it
 _MOST_ESCAPES = 1 / 32
 _MAX_CODE = 127
 _ZERO = 128  # the symbol of code 0
@@ -36,16 +41,24 @@ class Quantised:
 
 
 def encode_uniform(
-    tensor: Tensor, limit: float, *, base: Tensor | None = None, root_of: Tensor | None = None
+    tensor: Tensor,
+    limit: float,
+    *,
+    base: Tensor | None = None,
+    root_of: Tensor | None = None,
+    dead_zone: float = NEAREST,
 ) -> Quantised | None:
     """Quantise to an error of at most ``limit`` (times the unit, elementwise: the root of ``root_of``).
 
+    ``dead_zone``, from 0.5 to below 1, is the part of a step below which a value becomes zero; a step is then the limit
+    over that.
+
     ``None`` when that is no way to store the tensor: the limit is zero or beyond floats, or escapes are too many.
 
-    Cost: about 12 operations per value, a block at a time; memory for a code byte per value and what is decoded.
+    Cost: about 10 operations per value, a block at a time; memory for a code byte per value and what is decoded.
     """
     dtype = compute_dtype(tensor.dtype)
-    step = float(torch.tensor(limit / DEAD_ZONE, dtype=dtype)) if limit < torch.finfo(dtype).max / 1e3 else 0.0
+    step = float(torch.tensor(limit * _SLACK / dead_zone, dtype=dtype)) if limit < torch.finfo(dtype).max / 1e3 else 0.0
     if not step > torch.finfo(dtype).tiny * 1e6:
         return None
     flat, codes = tensor.reshape(-1), torch.empty(tensor.numel(), dtype=torch.int8)
@@ -61,8 +74,12 @@ def encode_uniform(
         if unit_part is not None:
             scaled.div_(unit_part)
         scaled.mul_(1 / step)
-        # truncation is what conversion to integers does; NaN becomes some code, and then an escape
-        codes[part] = scaled.add_(scaled.sign(), alpha=1 - DEAD_ZONE).clamp_(-_MAX_CODE, _MAX_CODE)
+        # NaN becomes some code, and then an escape
+        if dead_zone == NEAREST:
+            scaled.round_()
+        else:  # truncation is what conversion to integers does
+            scaled.add_(scaled.sign(), alpha=1 - dead_zone)
+        codes[part] = scaled.clamp_(-_MAX_CODE, _MAX_CODE)
         _put_values(decoded[part], codes[part], step, base_part, unit_part)
         error = true - decoded[part].to(dtype)
         largest: float | None = largest_magnitude(error)

@@ -13,7 +13,7 @@ from scrimp.testing.codec_cases import CodecCase, codec_cases
 from scrimp.testing.stateful import assert_same_state, check_global_rng_untouched, copy_state
 
 _LOSSY_ROLES = (TensorRole.WEIGHT, TensorRole.FIRST_MOMENT, TensorRole.SECOND_MOMENT, TensorRole.MOMENTUM)
-_SMALL = 4096
+_SMALL = 256
 _ROUNDING = 1 + 1e-5
 
 
@@ -23,7 +23,7 @@ def check_codec(codec: Codec, *, num_cases: int = 200, seed: int = 0, vectors_ar
     Checked: what is decoded is, bit for bit, what ``encode`` said; names, shapes and dtypes are kept; slots can be
     decoded alone; arguments are left alone; the same input gives the same bytes; errors are reported as they are and
     within the bound; what must not be lossy is not (integers, counters, buffers, scores; tensors of one dimension or
-    under 4096 values, unless ``vectors_are_exact`` is false); a missing base and a truncated payload are refused;
+    under 256 values, unless ``vectors_are_exact`` is false); a missing base and a truncated payload are refused;
     settings survive JSON; no global generator is used.
 
     Raises: AssertionError - the first check that failed, and for which tensors.
@@ -147,5 +147,5 @@ def _check_bound(case: CodecCase, slot: str, truth: Tensor, value: Tensor, error
 
 def _must_be_exact(group: Group, slot: str, vectors_are_exact: bool) -> bool:
     tensor = group.tensors[slot]
-    is_small = tensor.dim() < 2 or tensor.numel() < _SMALL
+    is_small = sum(size > 1 for size in tensor.shape) < 2 or tensor.numel() < _SMALL
     return (is_small and vectors_are_exact) or not tensor.is_floating_point() or group.roles[slot] not in _LOSSY_ROLES
