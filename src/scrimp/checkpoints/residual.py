@@ -34,7 +34,7 @@ _POSSIBLE = {
     "momentum": _ADDITIVE,
 }
 _ERROR, _SECOND_MOMENT = Bound.of_movement(1.0), Bound.factor(3.0)
-_EXACT, _FIRST_MOMENT, _MOMENTUM = Bound.exact(), Bound.of_root(0.75), Bound.of_rms(2.0)
+_EXACT, _FIRST_MOMENT, _MOMENTUM = Bound.exact(), Bound.of_root(0.75), Bound.of_rms(2.25)
 _MAY_BE_DROPPED = ("first_moment", "momentum")
 _DEAD_ZONE = 0.6  # in steps: of moments, and of weights
 _COARSE = 1.5  # where the bound is this many times the movement, which is too little noise to keep a drift
