@@ -708,3 +708,16 @@ def test_a_structure_that_does_not_fit_is_refused(edit, message):
 def test_a_stored_structure_is_checked(state):
     with pytest.raises(FormatError, match="not the state of a Structure"):
         Structure.from_state(state)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_strides_do_not_depend_on_how_often_a_tensor_was_sliced(order):
+    """With one channel left any stride would do, and kernels that go by strides would sum in another order."""
+    tensor = torch.arange(8 * 4 * 9.0).view(8, 4, 3, 3).to(memory_format=order)
+    rows, channel = torch.tensor([0, 2, 5]), torch.tensor([1])
+    at_once = StructureChange({"weight": ((0, rows), (1, channel))}).slice("weight", tensor)
+    one_by_one = tensor
+    for dim, index in ((1, channel), (0, torch.arange(7)), (0, rows)):
+        one_by_one = StructureChange({"weight": ((dim, index),)}).slice("weight", one_by_one)
+    assert torch.equal(at_once, one_by_one)
+    assert at_once.stride() == one_by_one.stride() == torch.empty(3, 1, 3, 3, memory_format=order).stride()

@@ -105,7 +105,8 @@ class StructureChange:
         slices = self.slices(name)
         if not slices:
             return tensor
-        in_memory = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride()[dim])
+        # a dimension of one has any stride; behind its equals, the order is the same however often it is sliced
+        in_memory = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], tensor.shape[dim] == 1))
         result = tensor.detach().permute(in_memory)
         for dim, index in slices:
             result = result.index_select(in_memory.index(dim), index.to(tensor.device))

@@ -31,7 +31,8 @@ def rule(
     normalise away: bits would fall by the learning rate at any gamma. Here epsilon is what a layer's bits have as
     gradient at gamma = 1, so that smaller ones act in proportion and larger ones are bounded by ``rate`` per step. For
     optimizers that do not normalise (SGD), the learning rate is divided by it and momentum is off. Exponents learn a
-    tenth as fast. None of them decays, because that would push bits to zero and scales to one for no reason.
+    tenth as fast as bits of a layer in the middle: the task's gradient is all they have, which is not smaller in small
+    layers, and a rate that is made for the bits of these makes their weights jump. None of them decays, because that would push bits to zero and scales to one for no reason.
 
     Numbers are rounded up to powers of the root of 2, so that few groups arise. Source: the settings are ours; what
     others use (Adam with a rate of 0.5 and an epsilon of 1e-3) is the same for layers like those of ResNet-9.
@@ -47,7 +48,8 @@ def rule(
         assert isinstance(owner, Quantizer)
         scale = owner.rate_scale(name.rpartition(".")[2])
         speed = rate * (_EXPONENT_SCALE if scale is None else scale)
-        slope = 2.0 ** (math.ceil(2 * math.log2(owner.slopes[objective])) / 2)
+        slope = (owner.usual_slopes if scale is None else owner.slopes)[objective]
+        slope = 2.0 ** (math.ceil(2 * math.log2(slope)) / 2)
         told: dict[str, Any] = {"lr": speed, "eps": slope} if normalises else {"lr": speed / slope}
         if not normalises and "momentum" in _options_of(optimizer):
             told["momentum"] = 0.0

@@ -61,6 +61,7 @@ class Quantizer(nn.Module, abc.ABC):
         self.name = ""
         self.wiring: Wiring | None = None
         self.slopes: dict[Objective, float] = {}
+        self.usual_slopes: dict[Objective, float] = {}
         self.start(bits, exponent)
 
     @abc.abstractmethod

@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import geometric_mean
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -86,15 +87,20 @@ def size_plan(model: nn.Module, objective: Objective = Objective.BITS) -> SizePl
 
 
 def note_slopes_(model: nn.Module) -> None:
-    """Note in each quantiser what a bit of one of its channels adds to the penalty, on average, at the start."""
+    """Note in each quantiser what a bit of one of its channels adds to the penalty, on average, at the start.
+
+    Also the geometric mean of these over the layers.
+    """
     for objective in Objective:
         plan = size_plan(model, objective)
         if plan is None:
             return
         sizes = [len(layer.bits) for layer in plan.layers]
         prices = plan.prices(torch.ones_like(plan.channel_weights, dtype=torch.bool))
-        for layer, mine in zip(plan.layers, prices.split(sizes), strict=True):
-            layer.quantizer.slopes[objective] = float(mine.mean()) / plan.original_size
+        slopes = [float(mine.mean()) / plan.original_size for mine in prices.split(sizes)]
+        for layer, slope in zip(plan.layers, slopes, strict=True):
+            layer.quantizer.slopes[objective] = slope
+            layer.quantizer.usual_slopes[objective] = geometric_mean(slopes)
 
 
 def _make_plan(
