@@ -31,8 +31,9 @@ def rule(
     normalise away: bits would fall by the learning rate at any gamma. Here epsilon is what a layer's bits have as
     gradient at gamma = 1, so that smaller ones act in proportion and larger ones are bounded by ``rate`` per step. For
     optimizers that do not normalise (SGD), the learning rate is divided by it and momentum is off. Exponents learn a
-    tenth as fast as bits of a layer in the middle: the task's gradient is all they have, which is not smaller in small
-    layers, and a rate that is made for the bits of these makes their weights jump. None of them decays, because that would push bits to zero and scales to one for no reason.
+    tenth as fast as the bits of a layer in the middle: the task's gradient is all they have, which is not smaller in
+    small layers, and a rate that is made for the bits of these makes their weights jump. None of them decays, because
+    that would push bits to zero and scales to one for no reason.
 
     Numbers are rounded up to powers of the root of 2, so that few groups arise. Source: the settings are ours; what
     others use (Adam with a rate of 0.5 and an epsilon of 1e-3) is the same for layers like those of ResNet-9.
