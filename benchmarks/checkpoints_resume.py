@@ -96,6 +96,7 @@ ROWS: dict[str, Row] = {
     "lossless": Row(Lossless()),
     "residual": Row(Residual()),
     "residual, half the step": Row(Residual(error=Bound.of_movement(0.5))),
+    "residual, a third of the step": Row(Residual(error=Bound.of_movement(0.33))),
     "residual small": Row(Residual.small()),
     "residual, smaller still": Row(dataclasses.replace(Residual.small(), error=Bound.of_movement(2.5))),
     "ExCP as published": Row(ExCP(half_codebook=True)),

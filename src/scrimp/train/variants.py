@@ -62,13 +62,13 @@ def savings_of(recipe: str) -> Savings:
                 steps={
                     "whiten": True, "pool_early": "norm", "freeze_bn_scale": True, "first_size": 20, "views": "flip",
                 },
-                bits={"compress": True, "gamma": 0.02},
+                bits={"compress": True},
             )  # fmt: skip
         case "cifar10-small":
             return Savings(
                 samples={"keep": 0.6},
                 steps={"whiten": True, "freeze_bn_scale": True, "bias_scale": 64.0},
-                bits={"compress": True, "gamma": 0.02},
+                bits={"compress": True},
             )
         case "cifar10":
             muon = decoupled_sgd(6.5, 0.0157, momentum=0.85, batch_size=500)  # of the parameters that are no filters
@@ -79,7 +79,7 @@ def savings_of(recipe: str) -> Savings:
                     "first_size": 24, "full_size_from": 0.6, "views": "six", "optimizer": "muon",
                     "learning_rate": muon.lr, "weight_decay": muon.weight_decay, "warmup": 0.0,
                 },
-                bits={"compress": True, "gamma": 0.02},
+                bits={"compress": True},
                 plain={"optimizer": "sgd", "learning_rate": 0.4, "weight_decay": 5e-4, "warmup": 0.2},
             )  # fmt: skip
         case "text":
