@@ -272,6 +272,10 @@ def test_integer_exponents_are_powers_of_two(quantizer):
     self_compress_(model, IMAGES, integer_exponent=True, quantizer=quantizer)
     layer = quantized_layers(model)["0"]
     assert torch.equal(layer.scales().log2(), layer.scales().log2().round())
+    rows = layer.raw_weight.flatten(1)
+    assert (layer.quantized_weight().flatten(1) - rows).abs().amax() <= layer.scales().amax() / 2  # nothing is clipped
+    bits, exponent = layer.quantizer.learned()
+    layer.quantizer.set_(bits.detach() - 2, exponent.detach())
     layer.quantized_weight().square().sum().backward()
     assert all(parameter.grad.any() for parameter in layer.quantizer.parameters())
 

@@ -53,8 +53,11 @@ def test_number_of_levels(bits, levels):
 
 @pytest.mark.parametrize(
     ("bits", "levels"),
-    [(0.5, 1), (1.0, 1), (1.01, 3), (1.58, 3), (1.99, 3), (2.01, 5), (2.58, 5), (2.59, 7), (2.9, 7), (3.01, 9)],
-)
+    [
+        (0.5, 1), (1.0, 1), (1.01, 3), (1.58, 3), (2.0, 3), (2.01, 5), (2.58, 5), (2.59, 7), (3.0, 7), (3.01, 9),
+        (4.0, 15), (8.0, 255),
+    ],
+)  # fmt: skip
 def test_number_of_symmetric_levels(bits, levels):
     """As many below zero as above; thresholds are at log2 of the even numbers, and one bit is nothing."""
     sweep = torch.linspace(-600, 600, 240_001)[None]

@@ -13,7 +13,8 @@ def quantize_slow(weight, bits, exponent, channel_dim=0, *, symmetric=False):
         scaled = row / 2**e
         lower, upper = -(2 ** (b - 1)), 2 ** (b - 1) - 1
         if symmetric:
-            lower, upper = lower + 0.5, upper + 0.5
+            upper = torch.nextafter(upper + 0.5, torch.zeros_like(upper))
+            lower = -upper
         clipped = torch.where(scaled > upper, upper, torch.where(scaled < lower, lower, scaled))
         codes = clipped + (clipped.round() - clipped).detach()
         channels.append(codes * 2**e)

@@ -80,6 +80,20 @@ def test_freezes_when_told_and_stays_so_after_a_resume(stop_backward):
     assert not torch.equal(again.advance()["0.weight"], run.model.state_dict()["0.weight"])
 
 
+def test_what_was_frozen_before_stays_so():
+    """Also when two of them share a parameter."""
+    layer = nn.Linear(2, 2)
+    layer.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    first = EarlyFreeze(optimizer, [layer.weight, layer.bias], num_steps=0, stop_backward=True)
+    second = EarlyFreeze(optimizer, [layer.bias], num_steps=5, stop_backward=True)
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    second.remove()
+    assert not layer.bias.requires_grad
+    first.remove()
+    assert [layer.weight.requires_grad, layer.bias.requires_grad] == [False, True]
+
+
 def test_the_other_parameters_do_not_notice_until_then():
     """Up to the freeze the run is the one without it, bit by bit."""
     frozen, free = Training(num_steps=3), Training(num_steps=100)

@@ -72,13 +72,13 @@ def self_compress_(
     nothing = bits_of_nothing(symmetric=quantizer.symmetric)
     if not (1 <= bits <= 16 and bits > nothing):
         raise ConfigError(
-            f"self_compress_: bits is {bits}; channels start with 1 to 16 bits, and more than {nothing:g} if nothing "
-            f"is what a {quantizer.__name__} makes of these"
+            f"self_compress_: bits is {bits}; channels start with 1 to 16 bits"
+            + (f", and those of a {quantizer.__name__} with more than 1" if nothing else "")
         )
     if not 0 <= least_output_bits <= bits or 0 < least_output_bits <= nothing:
         raise ConfigError(
-            f"self_compress_: least_output_bits is {least_output_bits}; it has to be from {nothing:g} to bits, "
-            f"{bits:g}, or 0 for an output that may vanish"
+            f"self_compress_: least_output_bits is {least_output_bits}; it has to be above {nothing:g} and at most "
+            f"bits, {bits:g}, or 0 for an output that may vanish"
         )
     chosen, left_alone = choose_layers(model, protect, embeddings=embeddings)
     num_positions = _observe(model, chosen, example_inputs)
@@ -104,7 +104,7 @@ def self_compress_(
                 num_all_operations=num_operations, num_all_activations=num_activations,
             )  # fmt: skip
             made[id(weight)] = quantizer(
-                *starting_values(weight, channel_dim, bits, symmetric=quantizer.symmetric),
+                *starting_values(weight, channel_dim, bits, symmetric=quantizer.symmetric, whole=integer_exponent),
                 channel_dim=channel_dim, facts=facts, integer_exponent=integer_exponent,
                 least_bits=least_output_bits if name == last else 0.0,
             )  # fmt: skip
@@ -118,7 +118,9 @@ def self_compress_(
     return Compression(tuple(sorted(chosen, key=order.index)), left_alone, num_weights, num_parameters)
 
 
-def starting_values(weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+def starting_values(
+    weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False, whole: bool = False
+) -> tuple[Tensor, Tensor]:
     """Bits and the exponents with which the largest weight of each channel just fits into the largest code.
 
     A channel of zeros takes the layer's largest weight; a layer of zeros, one over the root of the weights per channel.
@@ -131,7 +133,7 @@ def starting_values(weight: Tensor, channel_dim: int, bits: float, *, symmetric:
     greatest_code = max(2 ** (bits - 1) - 1, 1.0 if symmetric else 0.5)
     # a hair more, so that the division in the quantiser cannot round the largest weight out of the range
     exponent = torch.log2(largest * (1 + 4 * torch.finfo(dtype).eps)) - math.log2(greatest_code)
-    return torch.full_like(largest, bits), exponent
+    return torch.full_like(largest, bits), exponent.ceil() if whole else exponent
 
 
 def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: ExampleInputs) -> dict[str, int]:

@@ -26,7 +26,7 @@ def quantize(
     """``weight`` rounded to signed codes of ``bits`` bits times ``2**exponent``, one pair for each channel.
 
     Both are real numbers; ``bits`` count from 0 to 16. Codes lie between -2^(b-1) and 2^(b-1) - 1 before rounding, or
-    as far on either side, ``symmetric``, between -(2^(b-1) - 1/2) and 2^(b-1) - 1/2: then 1 to 2 bits are -1, 0 and 1,
+    as far on either side, ``symmetric``, between -(2^(b-1) - 1/2) and 2^(b-1) - 1/2: then up to 2 bits are -1, 0 and 1,
     where the first kind has -1 and 0 alone below 1.58 bits. A channel that is left with the one code 0, by zero bits
     or less, by one bit or less if symmetric, is exactly zero and gets no gradient at all, so it stays as it is. Ties
     are rounded to even, so that zero bits give zero and not -1.
@@ -126,8 +126,11 @@ def bits_of_nothing(*, symmetric: bool) -> float:
 def _bounds(bits: Tensor, exponent: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The least and the greatest code before rounding, and the scale."""
     half = torch.exp2(bits.clamp(bits_of_nothing(symmetric=symmetric), MOST_BITS) - 1)
-    lower, upper = (0.5 - half, half - 0.5) if symmetric else (-half, half - 1)
-    return lower, upper, torch.exp2(exponent)
+    if not symmetric:
+        return -half, half - 1, torch.exp2(exponent)
+    # a hair less than the half, which would be rounded to the even code: whole bits have one code less than 2^bits
+    upper = torch.nextafter(half - 0.5, torch.zeros_like(half))
+    return -upper, upper, torch.exp2(exponent)
 
 
 def _in_working_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

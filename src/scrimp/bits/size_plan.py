@@ -98,9 +98,9 @@ def note_slopes_(model: nn.Module) -> None:
         sizes = [len(layer.bits) for layer in plan.layers]
         prices = plan.prices(torch.ones_like(plan.channel_weights, dtype=torch.bool))
         slopes = [float(mine.mean()) / plan.original_size for mine in prices.split(sizes)]
+        usual = geometric_mean(slopes)
         for layer, slope in zip(plan.layers, slopes, strict=True):
-            layer.quantizer.slopes[objective] = slope
-            layer.quantizer.usual_slopes[objective] = geometric_mean(slopes)
+            layer.quantizer.slopes[objective], layer.quantizer.usual_slopes[objective] = slope, usual
 
 
 def _make_plan(

@@ -136,7 +136,7 @@ def _plain_weights(run_dir: Path, step: int) -> Mapping[str, Any]:
 
 def _run_of(store: CheckpointStore) -> Path | None:
     """The directory of the run that a store is of, if it is of one."""
-    run_dir = Path(store.path).parent
+    run_dir = Path(store.path).resolve().parent
     return run_dir if "://" not in store.path and (run_dir / CONFIG_NAME).exists() else None
 
 

@@ -53,7 +53,8 @@ class EarlyFreeze:
         if num_steps is not None and (not is_number or num_steps < 0):
             raise ConfigError(f"EarlyFreeze: num_steps is {num_steps!r}; it has to be a number of steps, 0 or more")
         self._num_steps = num_steps
-        self._stop_backward = stop_backward
+        # a parameter that gets no gradient as it is, is somebody else's to switch on
+        self._switched = [p for p in self._parameters if p.requires_grad] if stop_backward else []
         self._was_told = False
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step), optimizer.register_step_post_hook(self.count_step)
@@ -74,9 +75,8 @@ class EarlyFreeze:
         self._stop_backward_if_frozen()
 
     def _stop_backward_if_frozen(self) -> None:
-        if self._stop_backward:
-            for parameter in self._parameters:
-                parameter.requires_grad_(not self.is_frozen)
+        for parameter in self._switched:
+            parameter.requires_grad_(not self.is_frozen)
 
     def freeze(self) -> None:
         """Leave the parameters alone from the next step on."""
@@ -92,9 +92,8 @@ class EarlyFreeze:
         """Let the parameters learn again."""
         for handle in self._handles:
             handle.remove()
-        if self._stop_backward:
-            for parameter in self._parameters:
-                parameter.requires_grad_(True)
+        for parameter in self._switched:
+            parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, int | bool]:
         """The steps done, and whether ``freeze`` was called."""
