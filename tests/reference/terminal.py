@@ -10,8 +10,11 @@ from pathlib import Path
 
 from tests.reference.command import SCRIMP, environment
 
-# a session has to take its terminal by itself
-_TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+# a session has to take its terminal by itself; the tests may run under nohup, whose deafness would be inherited
+_TAKE = (
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Terminal:
