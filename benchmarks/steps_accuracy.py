@@ -30,6 +30,7 @@ import torch
 from environment import RESULTS, facts, hardware_slug, interval, read_runs, spread, without_home, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
+from scrimp.cli.allocator import keep_large_blocks
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import Dataset, load_dataset
 from scrimp.train.evaluation import views_of
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RESULTS / "steps_accuracy_runs.jsonl")
     parser.add_argument("--out", type=Path, help="default: results/steps_accuracy_HARDWARE.json")
     options = parser.parse_args()
+    keep_large_blocks()  # as `scrimp train` does
     hardware = hardware_slug()
     done = read_runs(options.runs)
     changed = {name: int(value) for name, _, value in (word.partition("=") for word in options.model_args)}

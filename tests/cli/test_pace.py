@@ -50,7 +50,7 @@ def test_a_variant_takes_what_it_took_and_others_the_mean(runs, clock):
     assert pace.seconds_left() == pytest.approx(2 * 27 + 3 * 20)
     assert pace.fraction_done() == pytest.approx(5 / 32)
     clock.now += 10
-    pace.on_end(plain)
+    pace.on_end(plain, is_finished=True)
     assert (pace.num_ended, pace.seconds_left()) == (1, pytest.approx(2 * 22 + 3 * 20))
     pace.on_start(shortened)
     assert pace.seconds_left() == pytest.approx(2 * 22 + 2 * 20)
@@ -89,8 +89,24 @@ def test_runs_at_the_same_time_share_the_rest_but_none_is_cut(runs, clock):
     # 1 s an epoch: 5 + 1 + 5 + 1 s for four would be 3 s, but two have 5 epochs to go
     assert pace.seconds_left() == pytest.approx(5)
     for run in runs:
-        pace.on_end(run)
+        pace.on_end(run, is_finished=True)
     assert (pace.num_ended, pace.fraction_done(), pace.seconds_left()) == (4, 1.0, 0.0)
+
+
+def test_a_run_that_fails_tells_of_the_epochs_that_it_made(runs, clock):
+    at = dict.fromkeys((run.run_dir for run in runs), 0.0)
+    pace = Pace(runs, 1, lambda run: at[run.run_dir])
+    pace.on_start(runs[0])
+    for epoch in (1.0, 3.0):
+        clock.now += 4
+        at[runs[0].run_dir] = epoch
+        pace.on_wait(runs[:1])
+    clock.now += 2
+    at[runs[0].run_dir] = 4.0
+    pace.on_end(runs[0], is_finished=False)
+    # 3 epochs in 6 s; 6 + 10 + 6 are left of the others, each of which starts in 4 s
+    assert pace.seconds_left() == pytest.approx(2 * 22 + 3 * 4)
+    assert pace.fraction_done() == pytest.approx(10 / 32)
 
 
 @pytest.mark.parametrize(

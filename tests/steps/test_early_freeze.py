@@ -131,6 +131,25 @@ def test_state(stop_backward):
     check_stateful(lambda: Training(stop_backward=stop_backward), Training.advance, num_steps=5)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_computes_no_gradient_for_what_is_frozen(by_name):
+    model = net()
+    optimizer = torch.optim.LBFGS(model.parameters()) if by_name else torch.optim.SGD(model.parameters(), lr=0.1)
+    EarlyFreeze(optimizer, [model[0].bias], num_steps=0)
+    before = copy.deepcopy(model.state_dict())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 1, 3, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    after = model.state_dict()
+    assert torch.equal(before["0.bias"], after["0.bias"])
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
 def test_works_with_muon_and_its_auxiliary():
     model = net()
     sgd = torch.optim.SGD([model[0].bias, *model[2].parameters()], lr=0.1)

@@ -87,7 +87,6 @@ def test_samples_may_be_pruned_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "muon"}, "--compress and --optimizer muon"),
         ({"graphs": True}, "--compress and --graphs"),
         ({"compress": False}, "--gamma is for --compress"),
         ({"compress": False, "gamma": 0.02, "target_bytes": 500}, "--target-bytes is for --compress"),

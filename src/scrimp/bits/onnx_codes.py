@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scrimp.bits.layers import QuantizedLayer
+from scrimp.errors import ConfigError
 
 _SUFFIX = "_codes"
 
@@ -19,7 +20,7 @@ def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> dict[str, t
 
     A weight is found by its values, as it is or transposed, also when the exporter has multiplied channels with the
     scale of a norm. Codes take 4 bits where all those of the tensor fit (int4, or uint4 if none is negative), else 8,
-    else 16 (opset 21).
+    else 16 (opset 21). Raises: ConfigError - more than 16 bits.
     """
     import onnx  # noqa: PLC0415
     from onnx import helper, numpy_helper  # noqa: PLC0415
@@ -36,7 +37,7 @@ def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> dict[str, t
             continue
         codes, scales, axis = found
         name = initializer.name
-        kind = next(kind for kind, (least, most) in _TYPES.items() if codes.min() >= least and codes.max() <= most)
+        kind = _smallest_type(codes, name)
         stored[f"{name}{_SUFFIX}"] = kind, codes
         data = _packed(codes) if kind.endswith("int4") else codes.astype(kind).tobytes()
         graph.initializer.remove(initializer)
@@ -60,6 +61,17 @@ def store_codes(path: Path, layers: Mapping[str, QuantizedLayer]) -> dict[str, t
 
 
 _TYPES = {"int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "int16": (-(1 << 15), (1 << 15) - 1)}
+
+
+def _smallest_type(codes: NDArray[np.int32], name: str) -> str:
+    """The first of ``_TYPES`` that holds ``codes``. Raises: ConfigError - none does."""
+    for kind, (least, most) in _TYPES.items():
+        if codes.min() >= least and codes.max() <= most:
+            return kind
+    raise ConfigError(
+        f"the codes of {name!r} go from {codes.min()} to {codes.max()}, which takes more than ONNX's 16 bits; export it "
+        "as float32 (`onnx`), or train it to fewer bits"
+    )
 
 
 def _packed(codes: NDArray[np.int32]) -> bytes:

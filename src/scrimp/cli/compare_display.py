@@ -44,7 +44,7 @@ class _Watched:
         self._pace.on_start(run)
 
     def on_end(self, run: PlannedRun, is_finished: bool) -> None:
-        self._pace.on_end(run)
+        self._pace.on_end(run, is_finished)
         with output_may_vanish():
             self._display.on_end(run, is_finished)
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 def output_may_vanish() -> Iterator[None]:
     """Within the block an error of standard output is no error, and what else is printed there goes nowhere.
 
-    Work is worth more than its display: ``scrimp train | head`` trains to the end.
+    Work is worth more than its display: ``scrimp train | head`` trains to the end. An error of a file is one as ever.
     """
     try:
         yield
-    except OSError:
+    except OSError as error:
+        if error.filename is not None:  # only what opens a file by its name knows one
+            raise
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process

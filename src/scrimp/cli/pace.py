@@ -58,10 +58,10 @@ class Pace:
         for run in going:
             self._seen[run.run_dir].look(self._epochs_done(run))
 
-    def on_end(self, run: PlannedRun) -> None:
-        """``run`` has ended; one that failed is counted as if it had been made, since nobody will go on with it now."""
+    def on_end(self, run: PlannedRun, is_finished: bool) -> None:
+        """``run`` has ended; nothing is left of one that failed, but only the epochs that it made tell of its speed."""
         del self._unfinished[run.run_dir]
-        self._seen[run.run_dir].look(run.config.num_epochs)
+        self._seen[run.run_dir].look(run.config.num_epochs if is_finished else self._epochs_done(run))
 
     def epoch(self, run: PlannedRun) -> float:
         """How far ``run`` was when it was last looked at."""

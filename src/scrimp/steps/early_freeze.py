@@ -61,10 +61,26 @@ class EarlyFreeze:
         ]  # fmt: skip
         self._set_steps_done(0)
 
-    def _before_step(self, *_: Any) -> None:
-        if self.is_frozen:
-            for parameter in self._parameters:
-                parameter.grad = None
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.is_frozen:
+            return None
+        self._drop_gradients()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args begin with the optimizer
+        if closure is None:
+            return None
+
+        def frozen_closure() -> Any:
+            loss = closure()  # which computes the gradients that the step then uses
+            self._drop_gradients()
+            return loss
+
+        return (optimizer,), {**kwargs, "closure": frozen_closure}
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def count_step(self, *_: Any) -> None:
         """Count a step; to be called for one of which the optimizer's hooks do not hear, as a CUDA graph replays it."""
@@ -101,8 +117,8 @@ class EarlyFreeze:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``. Raises FormatError if it is not one."""
-        try:
-            steps_done, self._was_told = int(state["steps_done"]), bool(state.get("was_told", False))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"this is not the state of an EarlyFreeze: {error!r}") from error
+        steps_done, was_told = state.get("steps_done"), state.get("was_told")
+        if type(steps_done) is not int or steps_done < 0 or not isinstance(was_told, bool):
+            raise FormatError(f"this is not the state of an EarlyFreeze: {dict(state)!r}")
+        self._was_told = was_told
         self._set_steps_done(steps_done)

@@ -122,8 +122,7 @@ class Muon(Optimizer):
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         if group["renormalize"]:
-            norms = torch._foreach_norm(params)
-            torch._foreach_mul_(params, [math.sqrt(len(p)) / norm for p, norm in zip(params, norms, strict=True)])
+            renormalize_(params)
         for members in _by_shape(directions):
             self._move(group, [params[i] for i in members], [directions[i] for i in members])
 
@@ -156,6 +155,13 @@ class Muon(Optimizer):
         if self._auxiliary is not None:
             self._auxiliary.param_groups = self.param_groups[self._num_own :]
             self._auxiliary.state = self.state
+
+
+@torch.no_grad()
+def renormalize_(params: Sequence[Tensor]) -> None:
+    """Give each weight the norm sqrt(out) in place, as ``Muon(renormalize=True)`` does before each of its steps."""
+    norms = torch._foreach_norm(params)
+    torch._foreach_mul_(params, [math.sqrt(len(p)) / norm for p, norm in zip(params, norms, strict=True)])
 
 
 def orthogonalize(

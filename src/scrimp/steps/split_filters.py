@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from scrimp.errors import ConfigError
 
@@ -25,7 +26,7 @@ def split_filters(
     convs = [module for module in model.modules() if isinstance(module, _ConvNd)]
     pick = chosen or (lambda _name, module: module in convs[1:])
     wanted = {
-        id(module.weight) for name, module in model.named_modules() if hasattr(module, "weight") and pick(name, module)
+        id(_weight(module)) for name, module in model.named_modules() if hasattr(module, "weight") and pick(name, module)
     }
     filters = [_members(group, lambda p: id(p) in wanted) for group in groups]
     rest = [{**group, **_members(group, lambda p: id(p) not in wanted)} for group in groups]
@@ -37,6 +38,14 @@ def split_filters(
             "there have to be both. Muon is for networks with several trainable convolutions, or say what is chosen"
         )
     return [{"name": "filters", **one}], rest
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """The parameter, also where the weight is computed from it, as a layer that learns its bits does."""
+    if is_parametrized(module, "weight"):
+        original = getattr(module.parametrizations["weight"], "original", None)  # type: ignore[index]
+        return module.weight if original is None else original  # type: ignore[return-value]
+    return module.weight  # type: ignore[return-value]
 
 
 def _members(group: Mapping[str, Any], wanted: Callable[[Tensor], bool]) -> dict[str, list[Any]]:

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scrimp import bits
+from scrimp._core.param_groups import param_groups
 from scrimp._core.rng import generator
 from scrimp._core.structure import Structure, StructureChange, apply_structure_, read_structure
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
-from scrimp.steps import WeightAverage
+from scrimp.steps import WeightAverage, split_filters
+from scrimp.steps.muon import renormalize_
 from scrimp.train.config import TrainConfig
 from scrimp.train.job import Seams
 from scrimp.train.models import ModelFacts
@@ -162,7 +164,14 @@ class Compressor:
 
 
 def compress_model_(config: TrainConfig, model: nn.Module, facts: ModelFacts) -> tuple[bits.Compression, Tensor]:
-    """Give a fresh model the quantisers of a run; what was done, and the inputs that the model was looked at with."""
+    """Give a fresh model the quantisers of a run; what was done, and the inputs that the model was looked at with.
+
+    Scales are made for the weights as training starts with them: Muon changes the norms of filters before its first
+    step.
+    """
+    if config.optimizer == "muon":
+        filters, _ = split_filters(model, param_groups(model, lr=1.0))
+        renormalize_(filters[0]["params"])
     example = _example(facts).to(next(model.parameters()).device)
     quantizer = _QUANTIZERS[config.quantizer]
     return bits.self_compress_(model, example, bits=_START_BITS, quantizer=quantizer), example
@@ -184,11 +193,6 @@ def compressor_of(
         return None
     if config.graphs:
         raise ConfigError("--compress and --graphs do not go together: the captured steps would have the old widths")
-    if config.optimizer == "muon":
-        raise ConfigError(
-            "--compress and --optimizer muon do not go together: Muon gives filters a norm of its own at the first "
-            "step, which the learned scales were not made for; take sgd or adamw"
-        )
     return Compressor(config, model, facts, metadata)
 
 
