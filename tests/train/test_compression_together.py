@@ -17,8 +17,12 @@ TOGETHER = {
     "whitening, ghost batches": {"whiten": True, "ghost_batch": 32, "pool_early": "norm"},
     "accumulation, budget": {"keep": 0.6, "num_epochs": 8, "accumulation": 2},
     "muon, budget": {
-        "optimizer": "muon", "learning_rate": 0.05, "whiten": True, "whiten_bias_epochs": 2.0, "lookahead": True,
-        "keep": 0.6, "num_epochs": 8,
+        "optimizer": "muon",
+        "learning_rate": 0.05,
+        "whiten": True,
+        "lookahead": True,
+        "keep": 0.6,
+        "num_epochs": 8,
     },
 }
 

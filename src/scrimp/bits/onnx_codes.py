@@ -69,8 +69,8 @@ def _smallest_type(codes: NDArray[np.int32], name: str) -> str:
         if codes.min() >= least and codes.max() <= most:
             return kind
     raise ConfigError(
-        f"the codes of {name!r} go from {codes.min()} to {codes.max()}, which takes more than ONNX's 16 bits; export it "
-        "as float32 (`onnx`), or train it to fewer bits"
+        f"the codes of {name!r} go from {codes.min()} to {codes.max()}, more than the 16 bits that are written here; "
+        "export it as float32 (`onnx`), or train it to fewer bits"
     )
 
 

@@ -158,10 +158,11 @@ class Muon(Optimizer):
 
 
 @torch.no_grad()
-def renormalize_(params: Sequence[Tensor]) -> None:
+def renormalize_(params: list[Tensor]) -> None:
     """Give each weight the norm sqrt(out) in place, as ``Muon(renormalize=True)`` does before each of its steps."""
     norms = torch._foreach_norm(params)
-    torch._foreach_mul_(params, [math.sqrt(len(p)) / norm for p, norm in zip(params, norms, strict=True)])
+    factors = [math.sqrt(len(p)) / norm for p, norm in zip(params, norms, strict=True)]
+    torch._foreach_mul_(params, factors)
 
 
 def orthogonalize(

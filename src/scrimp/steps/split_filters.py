@@ -25,9 +25,8 @@ def split_filters(
     """
     convs = [module for module in model.modules() if isinstance(module, _ConvNd)]
     pick = chosen or (lambda _name, module: module in convs[1:])
-    wanted = {
-        id(_weight(module)) for name, module in model.named_modules() if hasattr(module, "weight") and pick(name, module)
-    }
+    modules = [(name, module) for name, module in model.named_modules() if hasattr(module, "weight")]
+    wanted = {id(_weight(module)) for name, module in modules if pick(name, module)}
     filters = [_members(group, lambda p: id(p) in wanted) for group in groups]
     rest = [{**group, **_members(group, lambda p: id(p) not in wanted)} for group in groups]
     one = {key: [entry for group in filters for entry in group[key]] for key in filters[0]} if filters else {}
