@@ -10,7 +10,7 @@ from scrimp.checkpoints.logarithm import decode_logarithm
 from scrimp.checkpoints.payload import ByteReader, Entry, Method, read_payload
 from scrimp.checkpoints.planes import decode_exact
 from scrimp.checkpoints.scores import decode_scores
-from scrimp.checkpoints.uniform import decode_uniform
+from scrimp.checkpoints.uniform import Unit, decode_uniform, read_level
 from scrimp.errors import ConfigError, CorruptCheckpointError, ScrimpError
 
 
@@ -63,11 +63,19 @@ class _Decoding:
                 return decode_scores(entry.body, entry.dtype, entry.shape, base)
             case Method.ROOT:
                 body = ByteReader(entry.body)
-                unit_entry = self.entries[bytes(body.block()).decode()]
-                if unit_entry.method is Method.ROOT or unit_entry.shape != entry.shape:
-                    raise CorruptCheckpointError(f"slot {entry.slot!r} is in units of what is none; it was altered")
-                unit = self.slot(unit_entry.slot)
-                return decode_uniform(body.rest(), entry.dtype, entry.shape, root_of=unit)
+                unit = Unit(self.second_moment(entry, body))
+                return decode_uniform(body.rest(), entry.dtype, entry.shape, unit=unit)
+            case Method.STEEP:
+                body = ByteReader(entry.body)
+                unit = Unit(self.second_moment(entry, body), level=read_level(body))
+                return decode_uniform(body.rest(), entry.dtype, entry.shape, base=base, unit=unit)
+
+    def second_moment(self, entry: Entry, body: ByteReader) -> Tensor:
+        """What ``entry`` is in units of."""
+        unit = self.entries[bytes(body.block()).decode()]
+        if unit.method in (Method.ROOT, Method.STEEP) or unit.shape != entry.shape:
+            raise CorruptCheckpointError(f"slot {entry.slot!r} is in units of what is none; it was altered")
+        return self.slot(unit.slot)
 
     def base_of(self, entry: Entry) -> Tensor:
         found = self.base.get(entry.slot)

@@ -34,6 +34,7 @@ class Method(IntEnum):
     ROOT = 4
     ZERO = 5
     CODEBOOK = 6
+    STEEP = 7
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from scrimp.checkpoints.entropy import decode_symbols, encode_symbols
 from scrimp.checkpoints.escapes import read_escapes, write_escapes
 from scrimp.checkpoints.measure import BLOCK, ErrorMeter, compute_dtype, largest_magnitude
 from scrimp.checkpoints.payload import ByteReader, ByteWriter
+from scrimp.checkpoints.steepness import fineness
 
 NEAREST = 0.5
 """The dead zone, in steps, that is none."""
@@ -40,15 +41,41 @@ class Quantised:
     meter: ErrorMeter
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What values are in units of, elementwise: the root of a second moment, or with ``level`` its ``fineness``.
+
+    Roots are rounded alike on every machine (IEEE 754).
+    """
+
+    second_moment: Tensor
+    level: float | None = None
+
+    def part(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """Of the flat values in ``part``, in ``dtype``."""
+        values = self.second_moment.view(-1)[part].to(dtype)
+        return values.sqrt() if self.level is None else fineness(values, self.level)
+
+
+def write_level(out: ByteWriter, level: float) -> None:
+    """Before the body of what is in units of fineness."""
+    out.raw(struct.pack("<d", level))
+
+
+def read_level(data: ByteReader) -> float:
+    """The inverse of ``write_level``."""
+    return struct.unpack("<d", data.raw(8))[0]  # type: ignore[no-any-return]
+
+
 def encode_uniform(
     tensor: Tensor,
     limit: float,
     *,
     base: Tensor | None = None,
-    root_of: Tensor | None = None,
+    unit: Unit | None = None,
     dead_zone: float = NEAREST,
 ) -> Quantised | None:
-    """Quantise to an error of at most ``limit`` (times the unit, elementwise: the root of ``root_of``).
+    """Quantise to an error of at most ``limit`` (times ``unit``, elementwise).
 
     ``dead_zone``, from 0.5 to below 1, is the part of a step below which a value becomes zero; a step is then the limit
     over that.
@@ -69,7 +96,7 @@ def encode_uniform(
         part = slice(begin, begin + BLOCK)
         true = flat[part].to(dtype)
         base_part = None if base is None else base.view(-1)[part].to(dtype)
-        unit_part = None if root_of is None else _root(root_of.view(-1)[part], dtype)
+        unit_part = None if unit is None else unit.part(part, dtype)
         scaled = true.clone() if base_part is None else true - base_part
         if unit_part is not None:
             scaled.div_(unit_part)
@@ -106,7 +133,7 @@ def decode_uniform(
     shape: tuple[int, ...],
     *,
     base: Tensor | None = None,
-    root_of: Tensor | None = None,
+    unit: Unit | None = None,
 ) -> Tensor:
     """The inverse of ``encode_uniform``. Raises: CorruptCheckpointError."""
     data = ByteReader(body)
@@ -117,15 +144,10 @@ def decode_uniform(
     for begin in range(0, len(flat), BLOCK):
         part = slice(begin, begin + BLOCK)
         base_part = None if base is None else base.view(-1)[part].to(compute_dtype(dtype))
-        unit_part = None if root_of is None else _root(root_of.view(-1)[part], dtype)
+        unit_part = None if unit is None else unit.part(part, compute_dtype(dtype))
         _put_values(flat[part], codes[part], step, base_part, unit_part)
     read_escapes(data, flat)
     return decoded
-
-
-def _root(second_moment: Tensor, dtype: torch.dtype) -> Tensor:
-    """The unit of first moments of ``dtype``. A root is rounded alike on every machine (IEEE 754)."""
-    return second_moment.to(compute_dtype(dtype)).sqrt()
 
 
 def _put_values(decoded: Tensor, codes: Tensor, step: float, base: Tensor | None, unit: Tensor | None) -> None:
