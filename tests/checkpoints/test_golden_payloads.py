@@ -54,6 +54,7 @@ def cases():
         "lossless": (Lossless(), group({"weight": moved[:20]}), {"weight": base[:20]}),
         "keyframe": (Residual(), group({"step": adam["step"], "weight": moved[:3]}), None),
         "residual": (Residual(), group(adam), {"weight": base}),
+        "steep": (Residual(), group(plain), {"weight": base}),
         "small": (Residual.small(), group(adam), {"weight": base}),
         "sgd": (Residual(momentum=Bound.of_rms(0.5)), group(sgd), {"weight": base.bfloat16()}),
         "pairs": (Residual(error=Bound.absolute(0.25)), group({"weight": long}), {"weight": torch.zeros(256, 512)}),

@@ -83,7 +83,8 @@ class Residual:
                 possible = [kind.value for kind in kinds] + ["None"] * (name in _MAY_BE_DROPPED)
                 raise ConfigError(f"Residual({name}={bound}): it has to be a Bound of kind {', '.join(possible)}")
         level = self.steep_from
-        if level is not None and not (isinstance(level, (int, float)) and 0 < level < float("inf")):
+        is_number = isinstance(level, (int, float)) and not isinstance(level, bool)
+        if level is not None and not (is_number and 0 < level < float("inf")):
             raise ConfigError(f"Residual(steep_from={level!r}): it has to be a number above 0, or None")
 
     @classmethod
