@@ -19,7 +19,6 @@ and started again. Ratios are to the whole state, weights and moments, whatever 
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
@@ -95,10 +94,9 @@ class Row:
 ROWS: dict[str, Row] = {
     "lossless": Row(Lossless()),
     "residual": Row(Residual()),
+    "residual, steps alike": Row(Residual(steep_from=None)),
     "residual, half the step": Row(Residual(error=Bound.of_movement(0.5))),
-    "residual, a third of the step": Row(Residual(error=Bound.of_movement(0.33))),
     "residual small": Row(Residual.small()),
-    "residual, smaller still": Row(dataclasses.replace(Residual.small(), error=Bound.of_movement(2.5))),
     "ExCP as published": Row(ExCP(half_codebook=True)),
     "ExCP, float32 centers": Row(ExCP()),
     "ExCP without residual": Row(ExCP(reference=ExCPReference.NONE)),

@@ -94,7 +94,7 @@ class Residual:
         """
         return cls(
             error=Bound.of_movement(2.0), second_moment=Bound.factor(16.0), first_moment=None, momentum=None,
-            vectors=Bound.of_movement(0.25),
+            vectors=Bound.of_movement(0.25), steep_from=1.0,
         )  # fmt: skip
 
     @property
