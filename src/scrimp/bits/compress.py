@@ -19,6 +19,9 @@ from scrimp.bits.size_plan import note_slopes_
 from scrimp.bits.wiring import set_wiring_
 from scrimp.errors import ConfigError, NoEffectWarning
 
+_ROOM = 6.0  # times the rms of fresh weights: training doubles that, and makes a uniform draw's tails twice as long
+_LARGEST_STEP = 0.9  # times the rms: larger ones turn most weights into zeros
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -58,7 +61,9 @@ def self_compress_(
 
     Args: model - changed in place. example_inputs - what the model is called with: a tensor, a tuple of positional or a
         mapping of keyword arguments; one forward pass in evaluation mode shows which layers are called, in which order
-        and how often. bits - that every channel starts with; the exponent is such that its largest weight just fits.
+        and how often. bits - that every channel starts with; the exponent is such that its largest weight fits, with
+        room to grow: the range is 6 times the channel's rms unless steps would be larger than that. Weights that
+        training takes out of the range stop learning until the range has followed, which it does slowly.
         quantizer - ``BitsRange``, ``BitsExponent`` (the paper's parameters) or ``StepRange``. integer_exponent -
         scales are powers of two, for hardware that only shifts. protect - names of layers, also of modules that
         contain them, or a function of name and module. embeddings - take tables in, too. least_output_bits - the last
@@ -104,7 +109,9 @@ def self_compress_(
                 num_all_operations=num_operations, num_all_activations=num_activations,
             )  # fmt: skip
             made[id(weight)] = quantizer(
-                *starting_values(weight, channel_dim, bits, symmetric=quantizer.symmetric, whole=integer_exponent),
+                *starting_values(
+                    weight, channel_dim, bits, symmetric=quantizer.symmetric, whole=integer_exponent, room=_ROOM
+                ),
                 channel_dim=channel_dim, facts=facts, integer_exponent=integer_exponent,
                 least_bits=least_output_bits if name == last else 0.0,
             )  # fmt: skip
@@ -119,11 +126,13 @@ def self_compress_(
 
 
 def starting_values(
-    weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False, whole: bool = False
+    weight: Tensor, channel_dim: int, bits: float, *, symmetric: bool = False, whole: bool = False, room: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Bits and the exponents with which the largest weight of each channel just fits into the largest code.
 
-    A channel of zeros takes the layer's largest weight; a layer of zeros, one over the root of the weights per channel.
+    With ``room`` the largest code is that many times the root mean square of the channel's weights, if that is more,
+    but steps stay below it. A channel of zeros takes the layer's largest weight; a layer of zeros, one over the root of
+    the weights per channel.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     rows = weight.detach().to(dtype).movedim(channel_dim, 0).flatten(1)
@@ -131,6 +140,8 @@ def starting_values(
     usual = torch.where(largest.amax() > 0, largest.amax(), torch.full_like(largest[0], rows.shape[1] ** -0.5))
     largest = torch.where(largest > 0, largest, usual)
     greatest_code = max(2 ** (bits - 1) - 1, 1.0 if symmetric else 0.5)
+    sizes = rows.square().mean(dim=1).sqrt()
+    largest = torch.maximum(largest, min(room, _LARGEST_STEP * greatest_code) * sizes)
     # a hair more, so that the division in the quantiser cannot round the largest weight out of the range
     exponent = torch.log2(largest * (1 + 4 * torch.finfo(dtype).eps)) - math.log2(greatest_code)
     return torch.full_like(largest, bits), exponent.ceil() if whole else exponent
