@@ -8,6 +8,7 @@ import torch
 
 from scrimp.bits.layers import unique_layers
 from scrimp.bits.pack import size_report
+from scrimp.bits.plain import drop_unused_bits_
 from scrimp.bits.quantize import MOST_BITS
 from scrimp.errors import ConfigError
 
@@ -33,13 +34,22 @@ def fit_size_(
     again as the size drifts.
 
     Args: metadata - as it will be given to ``scrimp.pack``. tolerance - how far off the target is close enough.
-    Returns: the size that the file would have now; farther off when no bits give it (scales alone may take more).
+    Returns: the size that the file would have after ``finalize_``, when channels that have no code but zero do not
+        count; farther off when no bits give it (scales alone may take more).
     Raises: ConfigError - a target that is not positive. Cost: up to 15 times ``size_report``; host syncs.
     """
     if target_bytes < 1 or not tolerance > 0:
         raise ConfigError(f"fit_size_: target_bytes={target_bytes}, tolerance={tolerance}; both have to be positive")
     quantizers = [layer.quantizer for layer in unique_layers(model)]
     before = [tuple(value.clone() for value in one.learned()) for one in quantizers]
+
+    def settled_size() -> int:
+        kept = [(parameter, parameter.clone()) for one in quantizers for parameter in one.parameters()]
+        drop_unused_bits_(model)
+        size = size_report(model, metadata=metadata).packed_bytes
+        for parameter, value in kept:
+            parameter.copy_(value)
+        return size
 
     def size_with(more: float) -> int:
         for one, (bits, exponent) in zip(quantizers, before, strict=True):
@@ -49,12 +59,12 @@ def fit_size_(
             if one.integer_exponent:  # half a bit would move the range by a factor of up to 1.4
                 has = had + (has - had).trunc()
             one.set_(torch.where(has == had, bits, has), exponent + had - has)
-        return size_report(model, metadata=metadata).packed_bytes
+        return settled_size()
 
     def miss(size: int) -> float:
         return math.log(size / target_bytes)
 
-    best, size = 0.0, size_report(model, metadata=metadata).packed_bytes
+    best, size = 0.0, settled_size()
     if not quantizers or abs(miss(size)) <= tolerance:
         return size
     low, high = (-_FARTHEST, 0.0) if size > target_bytes else (0.0, _FARTHEST)

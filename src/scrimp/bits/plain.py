@@ -57,6 +57,16 @@ def finalize_(model: nn.Module, batches: Iterable[Any] | None = None) -> None:
 
     Cost: one look at the weights; a forward pass per batch.
     """
+    drop_unused_bits_(model)
+    freeze_bits_(model)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if batches is not None and norms:
+        _recalibrate(model, norms, batches)
+
+
+@torch.no_grad()
+def drop_unused_bits_(model: nn.Module) -> None:
+    """Lower bits to the least that hold the codes that are there; no weight changes by it."""
     for layer in unique_layers(model):
         codes = layer.codes().movedim(layer.channel_dim, 0).flatten(1)
         # codes lie in -reach .. reach - 1, or symmetrically in 1/2 - reach .. reach - 1/2
@@ -67,10 +77,6 @@ def finalize_(model: nn.Module, batches: Iterable[Any] | None = None) -> None:
         # a depth of log2(2 * reach) has exactly these codes; the learned one may be lower and have them all the same
         bits = torch.where(codes.any(1), torch.minimum(present, 1 + torch.log2(reach.clamp(min=1).to(present))), 0.0)
         layer.quantizer.set_(bits, exponent)
-        layer.quantizer.requires_grad_(requires_grad=False)
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if batches is not None and norms:
-        _recalibrate(model, norms, batches)
 
 
 def _recalibrate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any]) -> None:
