@@ -58,11 +58,11 @@ def savings_of(recipe: str) -> Savings:
             )
         case "fashion-mnist":
             return Savings(
-                samples={"keep": 0.6},
+                samples={"keep": 0.58},
                 steps={
                     "whiten": True, "pool_early": "norm", "freeze_bn_scale": True, "first_size": 20, "views": "flip",
                 },
-                bits={"compress": True},
+                bits={"compress": True, "gamma": 0.015},
             )  # fmt: skip
         case "cifar10-small":
             return Savings(
