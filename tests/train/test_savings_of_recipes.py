@@ -44,11 +44,9 @@ def test_they_go_together(tmp_path, recipe):
     folder.mkdir()
     write(folder)
     config = with_savings(find_recipe(recipe), savings_of(recipe).names())
-    model_args = {**config.model_args, **changes["model_args"]}
-    done = run(
-        config.replace(**{**changes, "model_args": model_args}, data=str(folder), num_epochs=4, batch_size=24, threads=1),
-        out=tmp_path / "run",
-    )  # fmt: skip
+    changes = {**changes, "model_args": {**config.model_args, **changes["model_args"]}}
+    quick = config.replace(**changes, data=str(folder), num_epochs=4, batch_size=24, threads=1)
+    done = run(quick, out=tmp_path / "run")
     summary = done.summary
     assert summary.sample_visits < summary.sample_visits_full
     assert summary.model_packed_bytes == (tmp_path / "run" / "model.scrimp").stat().st_size
