@@ -7,6 +7,7 @@ import torch
 from tests.checkpoints.test_residual import adam_states, group_of
 
 from scrimp.checkpoints import Bound, Residual
+from scrimp.checkpoints.measure import root
 from scrimp.checkpoints.steepness import fineness, level_of
 from scrimp.errors import ConfigError, CorruptCheckpointError
 
@@ -23,6 +24,15 @@ def test_steps_go_with_the_fourth_root_down_to_an_eighth(dtype):
 )
 def test_the_level_is_a_share_of_the_mean(values, level):
     assert level_of(torch.tensor(values), 0.1) == (None if level is None else pytest.approx(level))
+
+
+def test_roots_are_rounded_correctly():
+    """In float64 a float32's root has digits enough that rounding it once more changes nothing (Figueroa, 1995)."""
+    values = torch.rand(1 << 16, generator=torch.Generator().manual_seed(0)).mul_(3).add_(1)
+    exact = torch.tensor([math.sqrt(value) for value in values.tolist()], dtype=torch.float64)
+    assert torch.equal(root(values), exact.float())
+    assert torch.equal(root(values.double()), exact)
+    assert root(torch.tensor([-1.0, math.nan, math.inf])).isnan().tolist() == [True, True, False]
 
 
 def steep_states():
@@ -55,6 +65,16 @@ def test_weights_alone_are_decoded_with_what_they_need():
     encoded = Residual().encode(group_of(**after), before, previous=before)
     alone = Residual().decode(encoded.payload, before, slots=["weight"])
     assert torch.equal(alone["weight"], encoded.decoded["weight"])
+
+
+def test_where_finer_steps_are_below_the_last_digit_steps_are_alike():
+    """Of a bfloat16 weight whose steps are near its own precision nothing would be left to round."""
+    before, after = steep_states()
+    before, after = {**before, "weight": before["weight"].bfloat16()}, {**after, "weight": after["weight"].bfloat16()}
+    encoded = [Residual(steep_from=share).encode(group_of(**after), before, previous=before) for share in (None, 0.1)]
+    sizes = [one.errors["weight"].coded_bytes for one in encoded]
+    assert not encoded[1].errors["weight"].is_exact
+    assert sizes[1] < 3 * sizes[0]
 
 
 def test_without_second_moments_all_steps_are_alike():

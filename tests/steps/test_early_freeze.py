@@ -131,10 +131,19 @@ def test_state(stop_backward):
     check_stateful(lambda: Training(stop_backward=stop_backward), Training.advance, num_steps=5)
 
 
-@pytest.mark.parametrize("by_name", [False, True])
-def test_a_closure_computes_no_gradient_for_what_is_frozen(by_name):
+class Counting(torch.optim.SGD):
+    """With an argument behind the closure."""
+
+    def step(self, closure=None, scale=1.0):
+        self.scale = scale
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("words", [((), True), ((2.0,), False), ((), False)])
+def test_a_closure_computes_no_gradient_for_what_is_frozen(words):
+    more, by_name = words
     model = net()
-    optimizer = torch.optim.LBFGS(model.parameters()) if by_name else torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = Counting(model.parameters(), lr=0.1)
     EarlyFreeze(optimizer, [model[0].bias], num_steps=0)
     before = copy.deepcopy(model.state_dict())
 
@@ -144,7 +153,8 @@ def test_a_closure_computes_no_gradient_for_what_is_frozen(by_name):
         loss.backward()
         return loss
 
-    assert optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    assert optimizer.step(closure=closure) if by_name else optimizer.step(closure, *more)
+    assert optimizer.scale == (more[0] if more else 1.0)
     after = model.state_dict()
     assert torch.equal(before["0.bias"], after["0.bias"])
     assert not torch.equal(before["0.weight"], after["0.weight"])
@@ -171,5 +181,9 @@ def test_bad_arguments_are_refused():
         EarlyFreeze(optimizer, [nn.Parameter(torch.ones(1))], num_steps=1)
     with pytest.raises(ConfigError, match="number of steps"):
         EarlyFreeze(optimizer, [model[0].bias], num_steps=-1)
-    with pytest.raises(FormatError, match="not the state of an EarlyFreeze"):
-        EarlyFreeze(optimizer, [model[0].bias], num_steps=1).load_state_dict({})
+    freeze = EarlyFreeze(optimizer, [model[0].bias], num_steps=1)
+    for state in ({}, {"steps_done": -5}, {"steps_done": 1, "was_told": "no"}, None, [1]):
+        with pytest.raises(FormatError, match="not the state of an EarlyFreeze"):
+            freeze.load_state_dict(state)
+    freeze.load_state_dict({"steps_done": 3})  # as it was before it could be told
+    assert freeze.is_frozen

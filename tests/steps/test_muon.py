@@ -1,5 +1,6 @@
 """Muon against torch's own on matrices, against the recipe's lines on kernels, and as one optimizer of two."""
 
+import contextlib
 import copy
 import math
 
@@ -11,6 +12,7 @@ import scrimp
 from scrimp._core.rng import generator
 from scrimp.errors import ConfigError
 from scrimp.steps import Muon, bias_rule, orthogonalize, split_filters
+from scrimp.steps.muon import renormalize_
 from scrimp.testing import check_stateful
 
 SHAPES = [(4, 3, 3, 3), (8, 4, 3, 3), (8, 4, 3, 3), (6, 8, 1, 1), (20, 9)]
@@ -237,3 +239,39 @@ def test_bad_parameters_are_refused():
     filters, rest = split_filters(model, scrimp.param_groups(model, lr=0.1), lambda name, m: isinstance(m, nn.Linear))
     assert filters[0]["params"][0] is model[1].weight
     assert rest[0]["param_names"] == ["0.weight", "0.bias", "1.bias"]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_what_is_left_of_a_weight_keeps_its_norm_if_told(is_told):
+    draw = torch.Generator().manual_seed(0)
+    first, second = (nn.Parameter(torch.randn(8, 4, 3, 3, generator=draw)) for _ in range(2))
+    head = nn.Parameter(torch.zeros(1))
+    optimizer = Muon([first, second], lr=0.1, renormalize=True, auxiliary=torch.optim.SGD([head], lr=0.1))
+
+    def step():
+        for parameter in (first, second):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+    step()
+    with optimizer.keeping_norms() if is_told else contextlib.nullcontext():
+        for tensor in (first, optimizer.state[first]["momentum_buffer"]):
+            tensor.data = tensor.data[:, :1].clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    sizes = [float(parameter.detach().norm()) for parameter in (first, second)]
+    others = float(second.detach().norm() / 8**0.5)  # by which the step had made it longer than it should be
+    step()
+    ratio = float(first.detach().norm()) / sizes[0]
+    assert ratio == pytest.approx(1 / others if is_told else 8**0.5 / sizes[0], rel=0.02)
+    assert float(second.detach().norm()) == pytest.approx(8**0.5)
+    again = Muon([first, second], lr=0.1, renormalize=True, auxiliary=torch.optim.SGD([head], lr=0.1))
+    again.load_state_dict(optimizer.state_dict())
+    assert ("norm" in again.state[first]) == is_told
+    assert "norm" not in again.state[second]
+
+
+def test_zeros_stay_zeros_when_they_are_given_a_norm():
+    weight = nn.Parameter(torch.zeros(4, 2, 3, 3))
+    renormalize_([weight.data])
+    assert not weight.any()

@@ -19,7 +19,7 @@ from scrimp.bits.size_plan import note_slopes_
 from scrimp.bits.wiring import set_wiring_
 from scrimp.errors import ConfigError, NoEffectWarning
 
-_ROOM = 6.0  # times the rms of fresh weights: training doubles that, and makes a uniform draw's tails twice as long
+_ROOM = 4.0  # times the rms of fresh weights, which training doubles, and whose tails it makes longer
 _LARGEST_STEP = 0.9  # times the rms: larger ones turn most weights into zeros
 
 
@@ -62,7 +62,7 @@ def self_compress_(
     Args: model - changed in place. example_inputs - what the model is called with: a tensor, a tuple of positional or a
         mapping of keyword arguments; one forward pass in evaluation mode shows which layers are called, in which order
         and how often. bits - that every channel starts with; the exponent is such that its largest weight fits, with
-        room to grow: the range is 6 times the channel's rms unless steps would be larger than that. Weights that
+        room to grow: the range is 4 times the channel's rms unless steps would be larger than that. Weights that
         training takes out of the range stop learning until the range has followed, which it does slowly.
         quantizer - ``BitsRange``, ``BitsExponent`` (the paper's parameters) or ``StepRange``. integer_exponent -
         scales are powers of two, for hardware that only shifts. protect - names of layers, also of modules that
@@ -140,11 +140,15 @@ def starting_values(
     usual = torch.where(largest.amax() > 0, largest.amax(), torch.full_like(largest[0], rows.shape[1] ** -0.5))
     largest = torch.where(largest > 0, largest, usual)
     greatest_code = max(2 ** (bits - 1) - 1, 1.0 if symmetric else 0.5)
-    sizes = rows.square().mean(dim=1).sqrt()
-    largest = torch.maximum(largest, min(room, _LARGEST_STEP * greatest_code) * sizes)
+    sizes = largest * (rows / largest[:, None]).square().mean(dim=1).sqrt()  # rms, of the largest floats as well
+    roomy = min(room, _LARGEST_STEP * greatest_code) * sizes
     # a hair more, so that the division in the quantiser cannot round the largest weight out of the range
-    exponent = torch.log2(largest * (1 + 4 * torch.finfo(dtype).eps)) - math.log2(greatest_code)
-    return torch.full_like(largest, bits), exponent.ceil() if whole else exponent
+    fitting, roomy = (
+        torch.log2(reach * (1 + 4 * torch.finfo(dtype).eps)) - math.log2(greatest_code) for reach in (largest, roomy)
+    )
+    if whole:  # nothing is clipped, and room makes no step coarser than it may be
+        fitting, roomy = fitting.ceil(), roomy.floor()
+    return torch.full_like(largest, bits), torch.maximum(fitting, roomy)
 
 
 def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: ExampleInputs) -> dict[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scrimp.bits.layers import unique_layers
 from scrimp.bits.pack import size_report
@@ -43,13 +44,20 @@ def fit_size_(
     quantizers = [layer.quantizer for layer in unique_layers(model)]
     before = [tuple(value.clone() for value in one.learned()) for one in quantizers]
 
-    def settled_size() -> int:
-        kept = [(parameter, parameter.clone()) for one in quantizers for parameter in one.parameters()]
-        drop_unused_bits_(model)
-        size = size_report(model, metadata=metadata).packed_bytes
-        for parameter, value in kept:
+    def copies() -> list[Tensor]:
+        return [parameter.clone() for one in quantizers for parameter in one.parameters()]
+
+    def put_back(values: list[Tensor]) -> None:
+        for parameter, value in zip((p for one in quantizers for p in one.parameters()), values, strict=True):
             parameter.copy_(value)
-        return size
+
+    def settled_size() -> int:
+        learned = copies()
+        try:
+            drop_unused_bits_(model)
+            return size_report(model, metadata=metadata).packed_bytes
+        finally:
+            put_back(learned)
 
     def size_with(more: float) -> int:
         for one, (bits, exponent) in zip(quantizers, before, strict=True):
@@ -68,12 +76,17 @@ def fit_size_(
     if not quantizers or abs(miss(size)) <= tolerance:
         return size
     low, high = (-_FARTHEST, 0.0) if size > target_bytes else (0.0, _FARTHEST)
-    for _ in range(_NUM_TRIES):
-        more = (low + high) / 2
-        tried = size_with(more)
-        if abs(miss(tried)) < abs(miss(size)):
-            best, size = more, tried
-        if abs(miss(size)) <= tolerance:
-            break
-        low, high = (low, more) if tried > target_bytes else (more, high)
-    return size_with(best)
+    at_first = copies()
+    try:
+        for _ in range(_NUM_TRIES):
+            more = (low + high) / 2
+            tried = size_with(more)
+            if abs(miss(tried)) < abs(miss(size)):
+                best, size = more, tried
+            if abs(miss(size)) <= tolerance:
+                break
+            low, high = (low, more) if tried > target_bytes else (more, high)
+        return size_with(best)
+    except BaseException:
+        put_back(at_first)
+        raise

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,12 @@ BLOCK = 1 << 17
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for itself, float32 for all shorter floats."""
     return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def root(values: Tensor) -> Tensor:
+    """Square roots, rounded as IEEE 754 says, on every machine alike; torch's are off by a last digit with MKL."""
+    with np.errstate(invalid="ignore"):  # a root of what is below zero is no number, as in torch
+        return torch.from_numpy(np.sqrt(values.numpy()))
 
 
 def rms(tensor: Tensor, other: Tensor | None = None) -> float:

@@ -201,11 +201,16 @@ class _Encoding:
         movement = self.movement(slot)
         is_coarse = movement is not None and limit > _COARSE * movement
         dead_zone = _DEAD_ZONE if is_coarse else NEAREST
-        unit_slot, unit = self.steepness_of(slot)
-        method, level = (Method.UNIFORM, None) if unit is None else (Method.STEEP, unit.level)
         tensor = self.group.tensors[slot]
-        done = encode_uniform(tensor, limit, base=base, unit=unit, dead_zone=dead_zone) if limit else None
-        self.put(slot, method, done, bound, limit, needs_base=True, unit_slot=unit_slot, level=level)
+        unit_slot, unit = self.steepness_of(slot)
+        if limit and unit is not None:
+            done = encode_uniform(tensor, limit, base=base, unit=unit, dead_zone=dead_zone)
+            if done is not None:
+                self.put(slot, Method.STEEP, done, bound, limit, needs_base=True, unit_slot=unit_slot, level=unit.level)
+                return
+        # steps that are finer may be below the last digit of a short float, where these are not
+        done = encode_uniform(tensor, limit, base=base, dead_zone=dead_zone) if limit else None
+        self.put(slot, Method.UNIFORM, done, bound, limit, needs_base=True)
 
     def encode_second_moment(self, slot: str) -> None:
         bound = self.codec.second_moment
@@ -286,11 +291,12 @@ class _Encoding:
     def second_moment_for(self, slot: str) -> str | None:
         """The second moment that belongs to a weight or first moment: of its shape, the first by name."""
         shape = self.group.tensors[slot].shape
-        fitting = (
-            other for other, role in sorted(self.group.roles.items())
+        fitting = [
+            other for other, role in self.group.roles.items()
             if role is TensorRole.SECOND_MOMENT and self.group.tensors[other].shape == shape
-        )  # fmt: skip
-        return next(fitting, None)
+        ]  # fmt: skip
+        # Adadelta has one of its steps as well, which says the opposite
+        return min(fitting, key=lambda other: ("delta" in other, other), default=None)
 
     def movement(self, slot: str) -> float | None:
         """Root mean square of the change of a slot since the previous checkpoint's true values, if they are known."""

@@ -8,21 +8,21 @@ of it that is at hand: Adam divides by it as if it were that. So errors go with 
 import torch
 from torch import Tensor
 
-from scrimp.checkpoints.measure import compute_dtype
+from scrimp.checkpoints.measure import compute_dtype, root
 
 _FINEST = 2.0**-12  # of the ratio: steps are an eighth at least
 
 
 def level_of(second_moment: Tensor, share: float) -> float | None:
     """The second moment from which on steps are finer: ``share`` of its mean; ``None`` if that is no number above 0."""
-    level = float((second_moment.double().mean() * share).to(compute_dtype(second_moment.dtype)))
+    level = float((second_moment.mean(dtype=torch.float64) * share).to(compute_dtype(second_moment.dtype)))
     return level if 0 < level < float("inf") else None
 
 
 def fineness(second_moment: Tensor, level: float) -> Tensor:
     """The size of steps, from 1/8 to 1: the fourth root of ``level`` over the second moment.
 
-    Divisions and roots are rounded alike on every machine (IEEE 754), so that decoders find the same steps.
+    Divisions and roots are rounded alike on every machine, so that decoders find the same steps.
     """
     ratio = torch.tensor(level, dtype=second_moment.dtype) / second_moment
-    return ratio.clamp_(_FINEST, 1.0).nan_to_num_(1.0).sqrt_().sqrt_()
+    return root(root(ratio.clamp_(_FINEST, 1.0).nan_to_num_(1.0)))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scrimp.checkpoints.entropy import decode_symbols, encode_symbols
 from scrimp.checkpoints.escapes import read_escapes, write_escapes
-from scrimp.checkpoints.measure import BLOCK, ErrorMeter, compute_dtype, largest_magnitude
+from scrimp.checkpoints.measure import BLOCK, ErrorMeter, compute_dtype, largest_magnitude, root
 from scrimp.checkpoints.payload import ByteReader, ByteWriter
 from scrimp.checkpoints.steepness import fineness
 
@@ -45,7 +45,7 @@ class Quantised:
 class Unit:
     """What values are in units of, elementwise: the root of a second moment, or with ``level`` its ``fineness``.
 
-    Roots are rounded alike on every machine (IEEE 754).
+    Roots are rounded alike on every machine.
     """
 
     second_moment: Tensor
@@ -54,7 +54,7 @@ class Unit:
     def part(self, part: slice, dtype: torch.dtype) -> Tensor:
         """Of the flat values in ``part``, in ``dtype``."""
         values = self.second_moment.view(-1)[part].to(dtype)
-        return values.sqrt() if self.level is None else fineness(values, self.level)
+        return root(values) if self.level is None else fineness(values, self.level)
 
 
 def write_level(out: ByteWriter, level: float) -> None:

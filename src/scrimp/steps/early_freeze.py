@@ -1,6 +1,6 @@
 """Parameters that stop learning after some steps, such as the bias behind whitening filters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,8 @@ class EarlyFreeze:
     It takes their gradients away before each further step. Nothing else changes, so a compiled model is not compiled
     again and DistributedDataParallel does not miss a gradient; what is spared is not the gradient's computation but
     what its further changes would do.
+
+    Not for optimizers that mix parameters, as LBFGS does: their steps move what has no gradient, too.
 
     With ``stop_backward`` that computation is spared as well: the parameters then need no gradient, and where nothing
     below them needs one either, the backward pass ends behind them. All other gradients are the same bit by bit. A
@@ -62,21 +64,26 @@ class EarlyFreeze:
         self._set_steps_done(0)
 
     def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self.is_frozen:
             return None
         self._drop_gradients()
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args begin with the optimizer
-        if closure is None:
-            return None
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._without_gradients(kwargs["closure"])}
+        if len(args) > 1 and callable(args[1]):  # behind the optimizer
+            return (args[0], self._without_gradients(args[1]), *args[2:]), kwargs
+        return None
+
+    def _without_gradients(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """``closure``, which computes the gradients that a step uses, without those of what is frozen."""
 
         def frozen_closure() -> Any:
-            loss = closure()  # which computes the gradients that the step then uses
+            loss = closure()
             self._drop_gradients()
             return loss
 
-        return (optimizer,), {**kwargs, "closure": frozen_closure}
+        return frozen_closure
 
     def _drop_gradients(self) -> None:
         for parameter in self._parameters:
@@ -117,8 +124,9 @@ class EarlyFreeze:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``. Raises FormatError if it is not one."""
-        steps_done, was_told = state.get("steps_done"), state.get("was_told")
+        found = state if isinstance(state, Mapping) else {}
+        steps_done, was_told = found.get("steps_done"), found.get("was_told", False)
         if type(steps_done) is not int or steps_done < 0 or not isinstance(was_told, bool):
-            raise FormatError(f"this is not the state of an EarlyFreeze: {dict(state)!r}")
+            raise FormatError(f"this is not the state of an EarlyFreeze: {state!r}")
         self._was_told = was_told
         self._set_steps_done(steps_done)

@@ -1,7 +1,8 @@
 """Muon for convolutions: momentum whose singular values are all made about 1, batched over kernels of equal shape."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from scrimp.errors import ConfigError
 
+_SMALLEST_NORM = torch.finfo(torch.float32).tiny  # zeros stay zeros
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -122,7 +124,7 @@ class Muon(Optimizer):
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         if group["renormalize"]:
-            renormalize_(params)
+            renormalize_(params, [self.state[parameter].get("norm") for parameter in params])
         for members in _by_shape(directions):
             self._move(group, [params[i] for i in members], [directions[i] for i in members])
 
@@ -141,6 +143,25 @@ class Muon(Optimizer):
         else:
             torch._foreach_add_(params, shaped, alpha=-group["lr"] * factor)
 
+    @contextmanager
+    def keeping_norms(self) -> Iterator[None]:
+        """For a block in which weights lose channels: what is left of them keeps its norm as ``renormalize`` goes on.
+
+        Without it the next step would blow them up to the norm that they had together with what is gone::
+
+            with optimizer.keeping_norms():
+                scrimp.remove_dead_channels_(model, optimizer)
+        """
+        groups = [group for group in self.param_groups[: self._num_own] if group["renormalize"]]
+        before = [
+            (parameter, parameter.shape, _wanted(self.state[parameter].get("norm"), parameter) / _norm(parameter))
+            for group in groups for parameter in group["params"]
+        ]  # fmt: skip
+        yield
+        for parameter, shape, factor in before:
+            if parameter.shape != shape:
+                self.state[parameter]["norm"] = factor * _norm(parameter)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimizer's; the auxiliary's part is in it."""
         super().load_state_dict(state_dict)
@@ -158,11 +179,23 @@ class Muon(Optimizer):
 
 
 @torch.no_grad()
-def renormalize_(params: list[Tensor]) -> None:
-    """Give each weight the norm sqrt(out) in place, as ``Muon(renormalize=True)`` does before each of its steps."""
-    norms = torch._foreach_norm(params)
-    factors = [math.sqrt(len(p)) / norm for p, norm in zip(params, norms, strict=True)]
-    torch._foreach_mul_(params, factors)
+def renormalize_(params: list[Tensor], norms: Sequence[Tensor | None] | None = None) -> None:
+    """Give each weight the norm sqrt(out) in place, as ``Muon(renormalize=True)`` does before each of its steps.
+
+    ``norms`` has others for those that lost channels.
+    """
+    present = torch._foreach_clamp_min(torch._foreach_norm(params), _SMALLEST_NORM)
+    wanted = [_wanted(norm, p) for norm, p in zip(norms or [None] * len(params), params, strict=True)]
+    torch._foreach_mul_(params, [new / old for new, old in zip(wanted, present, strict=True)])
+
+
+def _wanted(norm: Tensor | None, parameter: Tensor) -> Tensor | float:
+    return math.sqrt(len(parameter)) if norm is None else norm
+
+
+def _norm(parameter: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(parameter.detach())
+    return norm.clamp(min=_SMALLEST_NORM)
 
 
 def orthogonalize(

@@ -1,5 +1,6 @@
 """Self-compression as the settings of a run ask for it."""
 
+import contextlib
 import dataclasses
 import itertools
 import warnings
@@ -15,7 +16,7 @@ from scrimp._core.param_groups import param_groups
 from scrimp._core.rng import generator
 from scrimp._core.structure import Structure, StructureChange, apply_structure_, read_structure
 from scrimp.errors import ConfigError, NoEffectWarning, StructureError
-from scrimp.steps import WeightAverage, split_filters
+from scrimp.steps import Muon, WeightAverage, split_filters
 from scrimp.steps.muon import renormalize_
 from scrimp.train.config import TrainConfig
 from scrimp.train.job import Seams
@@ -105,7 +106,8 @@ class Compressor:
         return bits.packed_bytes_estimate(self.model, metadata=self.metadata)
 
     def _remove(self, *, fold_constants: bool = False, dry_run: bool = False) -> None:
-        with warnings.catch_warnings():
+        norms = self.optimizer.keeping_norms() if isinstance(self.optimizer, Muon) else contextlib.nullcontext()
+        with warnings.catch_warnings(), norms:
             warnings.simplefilter("ignore", NoEffectWarning)  # what keeps channels is told on the page
             report = bits.remove_dead_channels_(
                 self.model, self.optimizer, () if self.average is None or fold_constants else (self.average,),
