@@ -54,6 +54,24 @@ def test_a_size_that_no_bits_give_is_neared_as_far_as_can_be():
     assert fit_size_(model, 10**9) > 5 * least
 
 
+@pytest.mark.parametrize("number_of_sizes", [0, 3])
+def test_what_fails_leaves_the_model_as_it_was(monkeypatch, number_of_sizes):
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen = []
+
+    def failing(*args, **kwargs):
+        seen.append(1)
+        if len(seen) > number_of_sizes:
+            raise KeyboardInterrupt
+        return scrimp.size_report(*args, **kwargs)
+
+    monkeypatch.setattr("scrimp.bits.fit_size.size_report", failing)
+    with pytest.raises(KeyboardInterrupt):
+        fit_size_(model, 5000)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_model_of_the_size_stays_bit_by_bit():
     model = net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -36,7 +36,7 @@ def fit_size_(
 
     Args: metadata - as it will be given to ``scrimp.pack``. tolerance - how far off the target is close enough.
     Returns: the size that the file would have after ``finalize_``, when channels that have no code but zero do not
-        count; farther off when no bits give it (scales alone may take more).
+        count; farther off when no bits within 8 of those there are give it (scales alone may take more).
     Raises: ConfigError - a target that is not positive. Cost: up to 15 times ``size_report``; host syncs.
     """
     if target_bytes < 1 or not tolerance > 0:
