@@ -31,7 +31,7 @@ from scrimp.train.models.gpt import GPT
 
 LENGTH = 128  # characters of a sample
 States = list[dict[str, dict[str, Tensor]]]
-ERRORS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.2, 1.5, 1.8, 2.4, 3.0, 4.5, 6.0, 9.0)
+ERRORS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.2, 1.5, 1.8, 2.4, 3.0, 4.5, 6.0, 9.0, 15.0, 25.0)
 RESIDUALS: dict[str, Codec] = {
     f"Residual, {error} x movement": Residual(error=Bound.of_movement(error), first_moment=None) for error in ERRORS
 }
