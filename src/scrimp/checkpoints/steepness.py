@@ -8,14 +8,16 @@ of it that is at hand: Adam divides by it as if it were that. So errors go with 
 import torch
 from torch import Tensor
 
-from scrimp.checkpoints.measure import compute_dtype, root
+from scrimp.checkpoints.measure import BLOCK, compute_dtype, root
 
 _FINEST = 2.0**-12  # of the ratio: steps are an eighth at least
 
 
 def level_of(second_moment: Tensor, share: float) -> float | None:
     """The second moment from which on steps are finer: ``share`` of its mean; ``None`` if that is no number above 0."""
-    level = float((second_moment.mean(dtype=torch.float64) * share).to(compute_dtype(second_moment.dtype)))
+    flat = second_moment.reshape(-1)
+    total = sum(float(part.double().sum()) for part in flat.split(BLOCK))  # no copy in float64 of all of it
+    level = float(torch.tensor(share * total / max(1, len(flat)), dtype=compute_dtype(second_moment.dtype)))
     return level if 0 < level < float("inf") else None
 
 
