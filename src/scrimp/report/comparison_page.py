@@ -88,7 +88,7 @@ def _result_fact(comparison: Comparison, shown: Variant) -> Fact:
     if found is not None:
         factor, unit = (1.0, "nats") if measure is LOSS else (100.0, "points")
         width = "" if found.half_width is None else f" ±{factor * found.half_width:.2g}"
-        note += f"; {factor * found.mean:+.2f}{width} {unit} beside plain training"
+        note += f"; {round(factor * found.mean, 2) + 0.0:+.2f}{width} {unit} beside plain training"
     return Fact(f"test {measure.label.removeprefix('test ')}", measure.show(ours.mean), note)
 
 
