@@ -130,9 +130,9 @@ def starting_values(
 ) -> tuple[Tensor, Tensor]:
     """Bits and the exponents with which the largest weight of each channel just fits into the largest code.
 
-    With ``room`` the largest code is that many times the root mean square of the channel's weights, if that is more,
-    but steps stay below it. A channel of zeros takes the layer's largest weight; a layer of zeros, one over the root of
-    the weights per channel.
+    With ``room`` the largest code is that many times the root mean square of the channel's weights, if that is more;
+    less where steps would be as large as that mean. A channel of zeros takes the layer's largest weight; a layer of
+    zeros, one over the root of the weights per channel.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     rows = weight.detach().to(dtype).movedim(channel_dim, 0).flatten(1)
