@@ -395,16 +395,17 @@ def test_being_asked_to_stop_after_the_last_step_is_too_late(tmp_path: Path) -> 
         assert done.summary is not None
 
 
-def test_a_run_killed_after_its_last_checkpoint_finishes_at_once(tmp_path: Path) -> None:
-    config, out = tiny(num_epochs=1.2), tmp_path / "run"
-    run(config, out=out)
+@pytest.mark.parametrize("more", [{}, {"keep": 0.6, "num_epochs": 4.2, "compress": True}], ids=["plain", "savings"])
+def test_a_run_killed_after_its_last_checkpoint_finishes_at_once(tmp_path: Path, more: dict[str, Any]) -> None:
+    config, out = tiny(**{"num_epochs": 1.2, **more}), tmp_path / "run"
+    whole = run(config, out=out)
     expected = weights(out), without_saves(out)
     for name in ("summary.json", "model.safetensors", "report.html"):
         (out / name).unlink()
     done = run(config, out=out, resume=True)
     assert done.status is RunStatus.FINISHED
     assert done.summary is not None
-    assert done.summary.num_steps == 26
+    assert done.summary.num_steps == whole.step
     assert same_bits(weights(out), expected[0])
     assert without_saves(out) == expected[1]
 

@@ -21,6 +21,7 @@ from scrimp.report.summary import Summary
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 SUMMARY_NAME = "summary.json"
+_OF_THE_END = ("visited", "compression")
 
 
 class RunStatus(enum.Enum):
@@ -136,7 +137,8 @@ class RunWriter:
     def truncate_after(self, step: int) -> int:
         """Forget what came after ``step``, for a run that resumes there; return the number of lines dropped.
 
-        A half-written last line goes too, and so does a summary of the longer run. The rest is kept byte for byte.
+        A half-written last line goes too, and so do a summary of the longer run and the lines that are written when
+        training is over: whoever resumes at the last step writes them anew. The rest is kept byte for byte.
 
         Raises: FormatError - a line that is not the last is corrupt; nothing is changed.
         """
@@ -145,7 +147,8 @@ class RunWriter:
         raw_lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         parsed = _parse_lines(path, raw_lines)
         (self.run_dir / SUMMARY_NAME).unlink(missing_ok=True)
-        kept = [raw for raw, line in zip(raw_lines, parsed, strict=False) if line["step"] <= step]
+        lines = zip(raw_lines, parsed, strict=False)
+        kept = [raw for raw, line in lines if line["step"] <= step and line["event"] not in _OF_THE_END]
         num_dropped = len(raw_lines) - len(kept)
         if num_dropped or (raw_lines and not raw_lines[-1].endswith(b"\n")):
             with atomic_write(path) as file:
