@@ -24,6 +24,7 @@ SMALL = {
     "resnet9": {"width": 4},
     "airbench": {"width": 4},
     "resnet18": {"width": 4},
+    "resnet20": {"width": 4},
     "resnet50": {"width": 4, "zero_last": False},
     "vit": {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
     "gpt": {"width": 16, "depth": 1, "num_heads": 2},
@@ -73,6 +74,15 @@ def test_resnet18_has_the_standard_number_of_parameters():
     assert count(build_model("resnet18", {}, CIFAR)) == 11_173_962
 
 
+def test_resnet20_has_the_papers_parameters_and_those_of_its_shortcuts():
+    stages = sum(6 * 9 * width * width for width in (16, 32, 64)) - 9 * 16 * 32 - 9 * 32 * 64
+    norms = 2 * (16 + 6 * (16 + 32 + 64))
+    shortcuts = 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    by_hand = 9 * 3 * 16 + stages + norms + 64 * 10 + 10
+    assert by_hand == 269_722  # the paper's table has 0.27 million
+    assert count(build_model("resnet20", {}, CIFAR)) == by_hand + shortcuts == 272_474
+
+
 def test_airbench_at_full_width_has_the_published_weights():
     groups = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
     stem = 24 * 3 * 2 * 2 + 24
@@ -115,6 +125,14 @@ GOLDEN_NAMES = {
     "layer3.1.conv1 layer3.1.bn1 layer3.1.conv2 layer3.1.bn2 "
     "layer4.0.conv1 layer4.0.bn1 layer4.0.conv2 layer4.0.bn2 layer4.0.downsample.0 layer4.0.downsample.1 "
     "layer4.1.conv1 layer4.1.bn1 layer4.1.conv2 layer4.1.bn2 fc",
+    "resnet20": "conv1 bn1 "
+    "layer1.0.conv1 layer1.0.bn1 layer1.0.conv2 layer1.0.bn2 layer1.1.conv1 layer1.1.bn1 layer1.1.conv2 layer1.1.bn2 "
+    "layer1.2.conv1 layer1.2.bn1 layer1.2.conv2 layer1.2.bn2 "
+    "layer2.0.conv1 layer2.0.bn1 layer2.0.conv2 layer2.0.bn2 layer2.0.downsample.0 layer2.0.downsample.1 "
+    "layer2.1.conv1 layer2.1.bn1 layer2.1.conv2 layer2.1.bn2 layer2.2.conv1 layer2.2.bn1 layer2.2.conv2 layer2.2.bn2 "
+    "layer3.0.conv1 layer3.0.bn1 layer3.0.conv2 layer3.0.bn2 layer3.0.downsample.0 layer3.0.downsample.1 "
+    "layer3.1.conv1 layer3.1.bn1 layer3.1.conv2 layer3.1.bn2 layer3.2.conv1 layer3.2.bn1 layer3.2.conv2 layer3.2.bn2 "
+    "fc",
     "resnet50": " ".join([
         "conv1 bn1",
         *(
@@ -150,6 +168,7 @@ def test_names_of_tensors_are_those_that_checkpoints_hold(name):
         "small-cnn": {"head"},
         "airbench": {"stem"},
         "resnet18": {"fc"},
+        "resnet20": {"fc"},
         "resnet50": {"fc"},
         "vit": {"patch", "head"},
     }.get(name, set())
@@ -168,7 +187,7 @@ def test_image_models_give_one_logit_per_class(name, facts):
     assert model.training
 
 
-@pytest.mark.parametrize("name", ["small-cnn", "resnet9", "resnet18", "vit"])
+@pytest.mark.parametrize("name", ["small-cnn", "resnet9", "resnet18", "resnet20", "vit"])
 def test_models_for_eight_pixels(name):
     build_model(name, SMALL[name], DIGITS)
 
@@ -227,7 +246,7 @@ def test_the_global_seed_decides_the_weights_and_the_check_draws_nothing(name):
         torch.default_generator.manual_seed(5)
         own = (
             {}
-            if name not in ("small-cnn", "resnet9", "airbench", "resnet18")
+            if name not in ("small-cnn", "resnet9", "airbench", "resnet18", "resnet20")
             else {"in_channels": 3, "num_classes": 10}
         )
         if own:

@@ -110,12 +110,14 @@ def _gradients(
 ) -> Sequence[Tensor]:
     """The gradient of the weight; sums, for each channel, of clipped gradients by their side, and of the error's."""
     others = [dim for dim in range(weight.dim()) if lower.shape[dim] == 1]
+    # in floats and in place: on a processor half the time of masks, whose every use is another conversion
     scaled = weight * inverse
-    above, below = scaled > upper, scaled < lower
-    inside = ~(above | below) & is_live
-    side = above.to(grad.dtype) - below.to(grad.dtype)
-    error = output - weight * inside
-    return grad * inside, (grad * side).sum(others, keepdim=True), (grad * error).sum(others, keepdim=True)
+    side = scaled.sub_(torch.clamp(scaled, lower, upper)).sign_()
+    stopped = side.abs().maximum((~is_live).to(grad.dtype))
+    passed = torch.addcmul(grad, grad, stopped, value=-1)
+    minus_error = torch.addcmul(weight, weight, stopped, value=-1).sub_(output)
+    by_side, by_error = side.mul_(grad).sum(others, keepdim=True), minus_error.mul_(grad).sum(others, keepdim=True)
+    return passed, by_side, by_error.neg_()
 
 
 def bits_of_nothing(*, symmetric: bool) -> float:

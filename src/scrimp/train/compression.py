@@ -86,7 +86,9 @@ class Compressor:
                 self._fit_size()
         if self._progress - self._removed_at >= 1 / _NUM_REMOVALS:
             self._removed_at = self._progress
-            self._remove()
+            dead = [layer.dead for layer in bits.quantized_layers(self.model).values()]
+            if bool(torch.cat(dead).any()):  # or there is no need to follow the model's channels
+                self._remove()
 
     def at_end(self) -> None:
         """Settle the bits and take out what is still there of dead channels."""

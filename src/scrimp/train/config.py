@@ -102,7 +102,7 @@ class TrainConfig:
 
     model: str = _setting(
         "small-cnn",
-        "small-cnn, resnet9, airbench, resnet18, resnet50, vit, gpt, or MODULE:FUNCTION that returns a module",
+        "small-cnn, resnet9, airbench, resnet18, resnet20, resnet50, vit, gpt, or MODULE:FUNCTION, which returns one",
         "model",
     )
     model_args: dict[str, ModelArg] = _setting({}, "arguments of the model, as NAME=VALUE", "model")

@@ -104,6 +104,7 @@ def _run_epochs(job: Job, journal: Journal, should_stop: Callable[[], bool]) -> 
                     with clock("backward"):
                         loss.backward()
                 journal.metrics.update(journal.step + 1, losses, task.num_correct(outputs, targets))
+                del outputs, losses, loss  # or a removal of channels would have to find out that they wait for nothing
             with clock("optimizer"):
                 if graphs is None:
                     if config.clip_norm is not None:

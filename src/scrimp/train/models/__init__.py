@@ -3,7 +3,7 @@
 from scrimp.train.models.build import MODELS, ModelFacts, build_model, check_model
 from scrimp.train.models.convnets import airbench, resnet9, small_cnn
 from scrimp.train.models.gpt import GPT
-from scrimp.train.models.resnet import resnet18, resnet50
+from scrimp.train.models.resnet import resnet18, resnet20, resnet50
 from scrimp.train.models.vit import ViT
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_model",
     "resnet9",
     "resnet18",
+    "resnet20",
     "resnet50",
     "small_cnn",
 ]

@@ -19,7 +19,7 @@ from scrimp._core.rng import capture_global_rng, restore_global_rng
 from scrimp.errors import ConfigError
 from scrimp.train.models.convnets import airbench, resnet9, small_cnn
 from scrimp.train.models.gpt import GPT
-from scrimp.train.models.resnet import resnet18, resnet50
+from scrimp.train.models.resnet import resnet18, resnet20, resnet50
 from scrimp.train.models.vit import ViT
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
@@ -27,6 +27,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet9": resnet9,
     "airbench": airbench,
     "resnet18": resnet18,
+    "resnet20": resnet20,
     "resnet50": resnet50,
     "gpt": GPT,
     "vit": ViT,
