@@ -86,6 +86,13 @@ def test_marked_curves_have_a_dot_per_value_and_a_legend_with_the_last():
     assert [" ".join("".join(item.itertext()).split()) for item in parse(figure).iter("li")] == ["train 1", "test 1.5"]
 
 
+def test_however_many_curves_there_are_each_is_drawn_and_named():
+    figure = draw(*(Line(f"line {i}", [0, 1], [i, i + 1]) for i in range(6)))
+    classes = [path.get("class").split()[-1] for path in parse(figure).iter("path")]
+    assert classes == ["s1", "s2", "s3", "s4", "s1", "s2"]
+    assert [next(item.itertext()).strip() for item in parse(figure).iter("li")] == [f"line {i}" for i in range(6)]
+
+
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 

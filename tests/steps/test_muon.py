@@ -14,6 +14,7 @@ from scrimp.errors import ConfigError
 from scrimp.steps import Muon, bias_rule, orthogonalize, split_filters
 from scrimp.steps.muon import renormalize_
 from scrimp.testing import check_stateful
+from scrimp.train.models import MODELS
 
 SHAPES = [(4, 3, 3, 3), (8, 4, 3, 3), (8, 4, 3, 3), (6, 8, 1, 1), (20, 9)]
 
@@ -239,6 +240,16 @@ def test_bad_parameters_are_refused():
     filters, rest = split_filters(model, scrimp.param_groups(model, lr=0.1), lambda name, m: isinstance(m, nn.Linear))
     assert filters[0]["params"][0] is model[1].weight
     assert rest[0]["param_names"] == ["0.weight", "0.bias", "1.bias"]
+
+
+def test_of_a_transformer_the_matrices_of_hidden_layers_are_for_muon():
+    vit = MODELS["vit"](num_classes=10, in_channels=3, image_size=8, width=8, depth=2, num_heads=2, patch_size=4)
+    filters, rest = split_filters(vit, scrimp.param_groups(vit, lr=0.1))
+    hidden = {
+        f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in ("attention.qkv", "attention.out", "up", "down")
+    }
+    assert set(filters[0]["param_names"]) == hidden
+    assert {"patch.weight", "head.weight", "position"} < {name for group in rest for name in group["param_names"]}
 
 
 @pytest.mark.parametrize("is_told", [False, True])

@@ -24,6 +24,7 @@ TOGETHER = {
         "keep": 0.6,
         "num_epochs": 8,
     },
+    "muon with adamw": {"optimizer": "muon-adamw", "muon_learning_rate": 0.02, "learning_rate": 0.003},
 }
 
 

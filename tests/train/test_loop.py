@@ -310,6 +310,7 @@ CONFIGS = {
         evaluate_every=0.4, checkpoint_every=0.7,
     ),
     "fraction, parts": tiny(num_epochs=1.7, accumulation=2, clip_norm=1.0, decay="cosine", checkpoint_every=10),
+    "muon with adamw": tiny(model=STEM, optimizer="muon-adamw", muon_learning_rate=0.02, learning_rate=0.003),
     "muon, whitening, small images": tiny(
         model=STEM, whiten=True, whiten_bias_epochs=0.9, optimizer="muon", first_size=6, bias_scale=4,
         flip="alternating",

@@ -97,6 +97,27 @@ def test_muon_is_for_filters_and_sgd_for_the_rest(model: nn.Module) -> None:
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_muon_with_adamw_is_for_hidden_weights_and_leaves_their_norm_free(model: nn.Module) -> None:
+    config = TrainConfig(
+        optimizer="muon-adamw", learning_rate=0.5, momentum=0.75, beta2=0.875, weight_decay=0.125,
+        muon_learning_rate=0.25, muon_momentum=0.5,
+    )  # fmt: skip
+    optimizer = build_optimizer(config, model)
+    assert type(optimizer) is Muon
+    filters, *rest = optimizer.param_groups
+    convs = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert {id(p) for p in filters["params"]} == {id(p) for p in convs[1:]}
+    assert (filters["lr"], filters["momentum"], filters["renormalize"], filters["weight_decay"]) == (
+        0.25,
+        0.5,
+        False,
+        0.125,
+    )
+    assert {(group["lr"], group["betas"]) for group in rest} == {(0.5, (0.75, 0.875))}
+    assert sorted({group["weight_decay"] for group in rest}) == [0, 0.125]
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
 def test_muon_without_filters_is_refused() -> None:
     with pytest.raises(ConfigError, match="Muon is for networks with several trainable convolutions"):
         build_optimizer(TrainConfig(optimizer="muon"), nn.Linear(2, 2))

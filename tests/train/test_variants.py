@@ -45,7 +45,7 @@ def test_digits_has_all_four_by_default():
 
 def test_words_for_savings():
     assert parse_savings("none", "digits") == ()
-    assert parse_savings("all", "text") == ("samples", "bits", "checkpoints")
+    assert parse_savings("all", "text") == ("samples", "steps", "bits", "checkpoints")
     assert parse_savings("bits, samples", "digits") == ("bits", "samples")
 
 
@@ -53,7 +53,7 @@ def test_words_for_savings():
     ("words", "message"),
     [
         (["digits", "--savings", "bit"], "no saving is called 'bit'; did you mean 'bits'"),
-        (["text", "--savings", "steps"], "the recipe text has no saving in steps; it has samples, bits, checkpoints"),
+        (["cifar10", "--savings", "step"], "no saving is called 'step'; did you mean 'steps'"),
         (["imagenet", "--savings", "all"], "the recipe imagenet does not say what its savings are"),
         (["--savings", ""], "no saving is called ''"),
     ],

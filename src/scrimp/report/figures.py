@@ -7,6 +7,7 @@ script the legend shows the last values; with it, the values under the pointer.
 """
 
 import bisect
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -53,12 +54,12 @@ def line_chart(
     unit: str = "",
     log_y: bool = False,
     from_zero: bool = False,
-    colours: Sequence[str] = ("s1", "s2", "s3"),
+    colours: Sequence[str] = ("s1", "s2", "s3", "s4"),
 ) -> Figure:
     """A chart of one or several curves over a common x axis that begins at 0.
 
     At most 400 points of each curve are drawn, spikes included. ``log_y`` is followed when all values are above 0.
-    ``colours`` are classes of the style sheet, one for each line.
+    ``colours`` are classes of the style sheet, one for each line; beyond them they begin anew.
     """
     kept = [_thinned(line) for line in lines]
     values = [y for line in kept for y in line.y]
@@ -73,7 +74,7 @@ def line_chart(
     x_axis = linear_axis(min(0.0, *ends), max(ends) or 1.0, snap=False)
     curves = [
         _curve(line, thinned, (x_axis, y_axis), colour)
-        for line, thinned, colour in zip(lines, kept, colours, strict=False)
+        for line, thinned, colour in zip(lines, kept, itertools.cycle(colours), strict=False)
     ]
     num_bad = sum(not is_drawable(y) for line in lines for y in line.y)
     plural = "s that are" if num_bad != 1 else " that is"
@@ -241,7 +242,7 @@ def _chart(
     # a single curve is named by the title: its legend is just its value
     names = [
         f'<i class="{colour}"></i>{escape(name)} ' if len(legend) > 1 else ""
-        for (name, _), colour in zip(legend, colours, strict=False)
+        for (name, _), colour in zip(legend, itertools.cycle(colours), strict=False)
     ]
     entries = "".join(
         f"<li>{name}<b>{format_number(value)}</b></li>" for name, (_, value) in zip(names, legend, strict=True)

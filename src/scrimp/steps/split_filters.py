@@ -20,11 +20,13 @@ def split_filters(
     The group of the filters has no options but Muon's own; frozen filters are in no group and stay out.
 
     Args: groups - as ``scrimp.param_groups`` makes them. chosen - whether the weight of a module is for Muon, by its
-        qualified name; by default that of each convolution but the model's first.
+        qualified name; by default that of each convolution but the model's first, and where there is no other, as in
+        transformers, that of each linear layer but the model's last.
     Raises: ConfigError - nothing is chosen, or nothing is left.
     """
     convs = [module for module in model.modules() if isinstance(module, _ConvNd)]
-    pick = chosen or (lambda _name, module: module in convs[1:])
+    hidden = convs[1:] or [module for module in model.modules() if isinstance(module, nn.Linear)][:-1]
+    pick = chosen or (lambda _name, module: module in hidden)
     modules = [(name, module) for name, module in model.named_modules() if hasattr(module, "weight")]
     wanted = {id(_weight(module)) for name, module in modules if pick(name, module)}
     filters = [_members(group, lambda p: id(p) in wanted) for group in groups]
@@ -34,7 +36,8 @@ def split_filters(
     if not one.get("params") or not rest:
         raise ConfigError(
             f"split_filters: {len(one.get('params', []))} filters for Muon and {len(rest)} groups of other parameters; "
-            "there have to be both. Muon is for networks with several trainable convolutions, or say what is chosen"
+            "there have to be both. Muon is for networks with several trainable convolutions or linear layers, or say "
+            "what is chosen"
         )
     return [{"name": "filters", **one}], rest
 

@@ -129,12 +129,15 @@ class TrainConfig:
     num_epochs: float = _setting(10.0, "epochs; may be fractional", "optimization")
     batch_size: int = _setting(128, "samples per optimizer step (per process under torchrun)", "optimization")
     accumulation: int = _setting(1, "parts that a batch is split into to save memory", "optimization")
-    optimizer: Literal["sgd", "adamw", "muon"] = _setting(
-        "sgd", "SGD with Nesterov momentum, AdamW, or Muon for filters and SGD for the rest", "optimization"
+    optimizer: Literal["sgd", "adamw", "muon", "muon-adamw"] = _setting(
+        "sgd",
+        "SGD with Nesterov momentum, AdamW, Muon for filters (of fixed norm) and SGD for the rest, or Muon for the "
+        "weights of hidden layers and AdamW for the rest",
+        "optimization",
     )
     learning_rate: float = _setting(0.1, "peak learning rate", "optimization", short="--lr")
-    muon_learning_rate: float = _setting(0.24, "peak learning rate of the filters with Muon", "optimization")
-    muon_momentum: float = _setting(0.6, "momentum of the filters with Muon", "optimization")
+    muon_learning_rate: float = _setting(0.24, "peak learning rate of what Muon trains", "optimization")
+    muon_momentum: float = _setting(0.6, "momentum of what Muon trains", "optimization")
     warmup: float = _setting(0.2, "fraction of training over which the learning rate rises", "optimization")
     first_learning_rate: float = _setting(0.0, "learning rate at the start, as a fraction of the peak", "optimization")
     decay: Literal["linear", "cosine", "constant"] = _setting(

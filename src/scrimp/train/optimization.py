@@ -15,12 +15,12 @@ from scrimp.train.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, AdamW, or Muon with such an SGD for what is no filter.
+    """SGD with Nesterov momentum, AdamW, or Muon with one of the two for what is no hidden weight.
 
     Biases and norms are not decayed, unless biases are sped up or ``config.decay_norms`` asks for it. Raises:
-    ConfigError - Muon for a model without two groups of parameters, filters and others.
+    ConfigError - Muon for a model without two groups of parameters, hidden weights and others.
     """
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD
+    kind = torch.optim.AdamW if config.optimizer.endswith("adamw") else torch.optim.SGD
     rules = [bits.rule(optimizer=kind)] if config.compress else []
     rules += [bias_rule(config.bias_scale)] if config.bias_scale != 1 else []
     rules += [] if config.decay_norms else [no_decay_rule()]
@@ -35,17 +35,27 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
             filters, lr=config.muon_learning_rate, momentum=config.muon_momentum, num_iterations=3, renormalize=True,
             auxiliary=_sgd(config, rest),
         )  # fmt: skip
-    on_cuda = _are_on_cuda(groups)
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), fused=on_cuda or None,
-        capturable=on_cuda and config.graphs,
-    )  # fmt: skip
+    if config.optimizer == "muon-adamw":
+        hidden, rest = split_filters(model, groups)
+        return Muon(
+            hidden, lr=config.muon_learning_rate, momentum=config.muon_momentum, weight_decay=config.weight_decay,
+            auxiliary=_adamw(config, rest),
+        )  # fmt: skip
+    return _adamw(config, groups)
 
 
 def _sgd(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.SGD:
     return torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0,
         fused=_are_on_cuda(groups) or None,  # also what reads a learning rate on the device, in a captured graph
+    )  # fmt: skip
+
+
+def _adamw(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    on_cuda = _are_on_cuda(groups)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.momentum, config.beta2), fused=on_cuda or None,
+        capturable=on_cuda and config.graphs,
     )  # fmt: skip
 
 

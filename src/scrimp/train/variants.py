@@ -83,7 +83,11 @@ def savings_of(recipe: str) -> Savings:
                 plain={"optimizer": "sgd", "learning_rate": 0.4, "weight_decay": 5e-4, "warmup": 0.2},
             )  # fmt: skip
         case "text":
-            return Savings(samples={"keep": 0.7}, bits={"compress": True, "gamma": 0.01})
+            return Savings(
+                samples={"keep": 0.7},
+                steps={"optimizer": "muon-adamw", "muon_learning_rate": 0.02, "muon_momentum": 0.95},
+                bits={"compress": True, "gamma": 0.0005},
+            )
         case _:
             known = ["digits", "fashion-mnist", "cifar10-small", "cifar10", "text"]
             raise ConfigError(f"the recipe {recipe} does not say what its savings are; those of {', '.join(known)} do")
