@@ -84,7 +84,7 @@ def savings_of(recipe: str) -> Savings:
             )  # fmt: skip
         case "text":
             return Savings(
-                samples={"keep": 0.7},
+                samples={"keep": 0.58},
                 steps={"optimizer": "muon-adamw", "muon_learning_rate": 0.02, "muon_momentum": 0.95},
                 bits={"compress": True, "gamma": 0.0005},
             )
