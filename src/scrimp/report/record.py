@@ -21,7 +21,7 @@ from scrimp.report.summary import Summary
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 SUMMARY_NAME = "summary.json"
-_OF_THE_END = ("visited", "compression")
+_OF_THE_END = ("visited", "compression")  # events of a run whose training is over
 
 
 class RunStatus(enum.Enum):
