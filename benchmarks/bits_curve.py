@@ -7,8 +7,9 @@ the recipe with the same epochs.
     python benchmarks/bits_curve.py --recipe fashion-mnist --data path/to/fashion-mnist --seeds 3
     python benchmarks/bits_curve.py --recipe cifar10-page --rung 3 --data path/to/cifar10 --seeds 1 \
         --set 'model_args={"width": 16}' num_epochs=8 batch_size=256 learning_rate=0.3
-    python benchmarks/bits_curve.py --recipe cifar10-page --rung 3 --name cifar10-resnet20 --data path/to/cifar10 --seeds 1 \
-        --set 'model="resnet20"' 'model_args={}' num_epochs=60 batch_size=128 learning_rate=0.2 cutout=0   # for a GPU
+    # for a GPU
+    python benchmarks/bits_curve.py --recipe cifar10-page --rung 3 --name cifar10-resnet20 --data path/to/cifar10 \
+        --seeds 1 --set 'model="resnet20"' 'model_args={}' num_epochs=60 batch_size=128 learning_rate=0.2 cutout=0
 """
 
 import argparse
