@@ -111,6 +111,30 @@ def test_the_plan_of_a_comparison(tmp_path):
     assert len({run.run_dir for run in runs}) == 14
 
 
+def test_flags_of_a_saving_go_to_the_variants_that_have_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, "--variants", "plain", "bits", "--seeds", "1", "--gamma", "0.5", "--out", "c"]
+    assert main([*words, "--keep", "0.5"]) == 2
+    assert "--keep is for samples, which no variant has" in capsys.readouterr().err
+    assert main([*words, "--no-compress"]) == 2
+    assert "--no-compress compares nothing" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    assert main(words) == 0
+    plan = json.loads((tmp_path / "c" / "plan.json").read_text())
+    assert plan["variants"][1]["meaning"] == "compress on, gamma 0.5"
+    configs = [json.loads((tmp_path / "c" / f"{one}-seed0" / "config.json").read_text()) for one in ("plain", "bits")]
+    assert [(one["compress"], one["gamma"]) for one in configs] == [(False, 0.02), (True, 0.5)]
+
+
+def test_the_meaning_of_bits_says_what_decides_the_size():
+    def meaning(**changes):
+        change = lambda config: config.replace(**changes) if config.compress else config  # noqa: E731
+        return plan_variants("digits", ["bits"], change)[0].meaning
+
+    assert meaning(gamma=0.02) == "compress on, gamma 0.02"
+    assert meaning(target_bytes=9000) == "compress on, target bytes 9000"
+
+
 def test_a_sweep_has_one_variant_per_gamma():
     variants = plan_variants("digits", ["plain", "bits"], gammas=(0.01, 0.2))
     assert [(one.name, one.config.gamma) for one in variants[1:]] == [

@@ -73,11 +73,16 @@ def export(
         first dimension of tensors being the batch; give test data, of at least two samples, to check on that. Without
         them the example of ``self_compress_`` is taken.
     Raises: ExportError - the check failed, or torch cannot export the model; nothing was written. ConfigError - an
-        unknown format. MissingDependencyError - for ``onnx``.
+        unknown format, or ``onnx-int`` of a model without bits. MissingDependencyError - for ``onnx``.
     Cost: a copy of the model, two forward passes, and starting a process: some seconds.
     """
     if format not in get_args(Format):
         raise ConfigError(f"export: format is {format!r}; it has to be one of {', '.join(get_args(Format))}")
+    if format == "onnx-int" and not quantized_layers(model):
+        raise ConfigError(
+            "export: onnx-int stores the codes of layers that learn their bits, and this model has none; give it some "
+            "with self_compress_, or take format='onnx'"
+        )
     if example_inputs is not None:
         remember_example_(model, example_inputs)
     target = Path(path)

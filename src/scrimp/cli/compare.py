@@ -24,9 +24,10 @@ from scrimp.report.comparison import PLAN_NAME, read_comparison
 from scrimp.report.comparison_files import write_comparison
 from scrimp.train.comparison import PlannedVariant, default_variants, draw_gammas, plan_variants, runs_of, write_plan
 from scrimp.train.config import TrainConfig
+from scrimp.train.pruning import rule_of
 from scrimp.train.recipes import find_recipe
 from scrimp.train.run_dir import next_free
-from scrimp.train.variants import SAVINGS
+from scrimp.train.variants import BIT_SETTINGS, SAMPLE_SETTINGS, SAVINGS
 
 _DEFAULT_RECIPE = "digits"
 _NUM_SEEDS = 2
@@ -86,7 +87,8 @@ def _parser(defaults: TrainConfig) -> Parser:
         "show what each saved and what it cost.\n\n"
         "variants: plain, shortened (plain for as many visits as pruning makes), "
         f"{', '.join(SAVINGS)}, all, or savings joined by +.",
-        epilog="Every flag of `scrimp train` is passed on to all variants.\n\nexamples:\n"
+        epilog="Flags of `scrimp train` are passed on to all variants; those of samples and bits to the variants that "
+        "have that saving.\n\nexamples:\n"
         "  scrimp compare digits --seeds 3\n"
         "  scrimp compare fashion-mnist --variants plain all samples+bits --num-epochs 3\n"
         "  scrimp compare digits --sweep gamma                size against accuracy\n"
@@ -151,9 +153,16 @@ def _variants(
     namespace: argparse.Namespace, recipe: str, given: dict[str, Any], plan: dict[str, Any]
 ) -> tuple[PlannedVariant, ...]:
     def change(config: TrainConfig) -> TrainConfig:
-        return apply_flags(argparse.Namespace(**given), config)
+        others = [] if config.compress else [*BIT_SETTINGS]
+        others += [] if rule_of(config) is not None else SAMPLE_SETTINGS
+        mine = {name: value for name, value in given.items() if name not in others}
+        return apply_flags(argparse.Namespace(**mine), config)
 
     find_recipe(recipe)
+    if given.get("compress") is False:
+        raise ConfigError(
+            "--no-compress compares nothing: name variants without bits, such as --variants plain samples+steps"
+        )
     if namespace.gammas and not namespace.sweep:
         raise ConfigError("--gammas is for --sweep gamma")
     stored = [_stored_variant(one, recipe, change) for one in plan.get("variants", [])]
@@ -162,7 +171,21 @@ def _variants(
         gammas = tuple(namespace.gammas or draw_gammas(_NUM_GAMMAS))
     names = namespace.variants or (("plain", "bits") if gammas else () if stored else default_variants(recipe))
     new = plan_variants(recipe, names, change, gammas)
-    return tuple({variant.name: variant for variant in (*stored, *new)}.values())
+    variants = tuple({variant.name: variant for variant in (*stored, *new)}.values())
+    _refuse_flags_without_use(given, variants)
+    return variants
+
+
+def _refuse_flags_without_use(given: dict[str, Any], variants: tuple[PlannedVariant, ...]) -> None:
+    """Raise ConfigError when a flag of a saving was given and no variant has that saving."""
+    uses = {
+        "bits": (BIT_SETTINGS, any(one.config.compress for one in variants)),
+        "samples": (SAMPLE_SETTINGS, any(rule_of(one.config) is not None for one in variants)),
+    }
+    for saving, (settings, is_used) in uses.items():
+        for name in settings:
+            if name in given and not is_used:
+                raise ConfigError(f"--{name.replace('_', '-')} is for {saving}, which no variant has; see --variants")
 
 
 def _stored_variant(stored: dict[str, Any], recipe: str, change: Any) -> PlannedVariant:

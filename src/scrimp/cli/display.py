@@ -16,11 +16,13 @@ from scrimp.report.table import summary_panel, summary_text
 from scrimp.train.config import TrainConfig
 from scrimp.train.data import describe
 from scrimp.train.journal import StepInfo
+from scrimp.train.outcome import PACKED_NAME
 from scrimp.train.profiler import TRACE_NAME
 from scrimp.train.run import Run, Started
 
 _BAR_SECONDS = 0.25  # between redraws: each costs the training thread about a millisecond
 _LINE_SECONDS = 10.0  # between plain lines
+_NEAR_TARGET = 0.02  # how far off a size may be before that is said
 
 
 class Display(Protocol):
@@ -94,7 +96,25 @@ def _end_lines(ended: Run) -> list[str]:
         *_profile_lines(ended),
         f"page: {ended.run_dir / 'report.html'}",
         f"model: {ended.run_dir / 'model.safetensors'}",
+        *_packed_lines(ended),
     ]
+
+
+def _packed_lines(ended: Run) -> list[str]:
+    """The packed file, and how far off the size is that was asked for, if it is."""
+    packed = ended.run_dir / PACKED_NAME
+    if not packed.exists() or ended.summary is None:
+        return []
+    lines = [f"packed: {packed}"]
+    size, target = packed.stat().st_size, read_run(ended.run_dir).config.get("target_bytes")
+    if target and abs(size / target - 1) > _NEAR_TARGET:
+        why = (
+            "more could not be taken away: names, scales and norms need this much, or training was too short"
+            if size > target
+            else "fewer bytes do as well: bits end at 16"
+        )
+        lines.append(f"it has {size:,} bytes where --target-bytes asked for {target:,}; {why}")
+    return lines
 
 
 def _profile_lines(ended: Run) -> list[str]:

@@ -75,7 +75,7 @@ def _options(expected: Any, parse: Callable[[str], Any] | None = None) -> dict[s
         return {"action": "extend", "nargs": "+", "metavar": "NAME=VALUE"}
     if origin is not None:  # X | None
         (inner,) = (option for option in get_args(expected) if option is not type(None))
-        return {"type": _or_none(parse or inner, inner.__name__), "metavar": _METAVARS[inner]}
+        return {"type": _or_none(_saying_why(parse) if parse else inner, inner.__name__), "metavar": _METAVARS[inner]}
     if expected is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": expected, "metavar": _METAVARS[expected]}
@@ -89,6 +89,18 @@ def _or_none(inner: Callable[[str], Any], name: str) -> Callable[[str], Any]:
         return None if text.lower() == "none" else inner(text)
 
     convert.__name__ = f"{name} or none"  # argparse puts it into its message
+    return convert
+
+
+def _saying_why(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``parse``, whose own words about a wrong value are shown; of a ValueError argparse shows none."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
     return convert
 
 

@@ -11,9 +11,11 @@ from scrimp._core.atomic_files import atomic_write
 from scrimp.bits.export import Format
 from scrimp.cli.flags import parse
 from scrimp.cli.main import EXIT_DONE, Parser
+from scrimp.errors import ConfigError, DataNotFoundError
 from scrimp.report.units import format_bytes
 from scrimp.train.load import load_run
 from scrimp.train.outcome import PACKED_NAME
+from scrimp.train.run_dir import read_config
 
 
 def pack_command(words: Sequence[str]) -> int:
@@ -26,18 +28,21 @@ def pack_command(words: Sequence[str]) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, such as runs/digits-001")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: RUN/model.scrimp)")
-    parser.add_argument("--bits", type=float, default=8.0, metavar="X", help="bits per channel, 1 to 16 (default: 8)")
+    parser.add_argument("--bits", type=float, metavar="X", help="bits per channel, 1 to 16 (default: 8)")
     namespace = parse(parser, list(words))
     out: Path = namespace.out or namespace.run / PACKED_NAME
     existing = namespace.run / PACKED_NAME
-    if existing.exists():
-        if out != existing:
+    if read_config(namespace.run).compress and existing.exists():
+        if namespace.bits is not None:
+            raise ConfigError(f"--bits: {namespace.run} has learned its bits; its packed model is copied as it is")
+        bits.inspect_packed(existing)  # refuses a damaged one
+        if out.resolve() != existing.resolve():
             with atomic_write(out) as file:
                 file.write(existing.read_bytes())
         print(f"{out}: {format_bytes(out.stat().st_size)}, as the run packed it")
         return EXIT_DONE
     trained = load_run(namespace.run)
-    bits.self_compress_(trained.model, trained.example(), bits=namespace.bits)
+    bits.self_compress_(trained.model, trained.example(), bits=8.0 if namespace.bits is None else namespace.bits)
     report = bits.pack(trained.model, out, metadata=trained.metadata())
     print(f"{out}: {format_bytes(report.packed_bytes)}, {report.bits_per_weight:.2f} bits per weight")
     return EXIT_DONE
@@ -57,6 +62,8 @@ def unpack_command(words: Sequence[str]) -> int:
     packed = _packed_file(namespace.file)
     # not model.safetensors, which in a run's directory is the model that the run trained
     out: Path = namespace.out or packed.with_suffix(".unpacked.safetensors")
+    if out.resolve() == packed.resolve():
+        raise ConfigError(f"--out: {out} is the packed model itself; give another file")
     tensors = bits.read_packed(packed)
     with atomic_write(out) as file:
         file.write(safetensors.torch.save(tensors, {"format": "pt"}))
@@ -76,11 +83,12 @@ def export_command(words: Sequence[str]) -> int:
     parser.add_argument("--format", choices=kinds, default="safetensors", metavar="|".join(kinds))
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: in RUN, named by its format)")
     namespace = parse(parser, list(words))
-    suffix = "export.safetensors" if namespace.format == "safetensors" else namespace.format.partition("-")[0]
+    suffix = {"safetensors": "export.safetensors", "onnx-int": "int.onnx"}.get(namespace.format, namespace.format)
     out: Path = namespace.out or namespace.run / f"model.{suffix}"
-    trained = load_run(namespace.run)
+    trained = load_run(namespace.run, quantized=namespace.format == "onnx-int")
     report = bits.export(trained.model, out, format=namespace.format, example_inputs=trained.example())
-    print(f"{out}: {format_bytes(report.file_bytes)}, checked in a process without scrimp")
+    coded = "".join(f", {number} weights as {kind}" for kind, number in sorted(report.coded.items()))
+    print(f"{out}: {format_bytes(report.file_bytes)}{coded}, checked in a process without scrimp")
     return EXIT_DONE
 
 
@@ -105,5 +113,12 @@ def inspect_command(words: Sequence[str]) -> int:
 
 
 def _packed_file(path: Path) -> Path:
-    """The packed model at ``path``, or in the run there."""
-    return path / PACKED_NAME if path.is_dir() else path
+    """The packed model at ``path``, or in the run there. Raises: DataNotFoundError - it has none."""
+    if not path.is_dir():
+        return path
+    if not (path / PACKED_NAME).exists():
+        raise DataNotFoundError(
+            f"{path} has no {PACKED_NAME}: it is no run, or one that has not finished (scrimp train --resume) or has "
+            "learned no bits (scrimp pack)"
+        )
+    return path / PACKED_NAME

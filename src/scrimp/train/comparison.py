@@ -144,6 +144,9 @@ def _shortened(plain: TrainConfig, pruned: TrainConfig) -> TrainConfig:
 def _variant(name: str, config: TrainConfig, plain: TrainConfig) -> PlannedVariant:
     theirs = plain.to_dict()
     settings = {key: value for key, value in config.to_dict().items() if value != theirs[key]}
+    if config.compress and not plain.compress:  # what decides the size is told also where it is the default
+        weight = {"gamma": config.gamma} if config.target_bytes is None else {"target_bytes": config.target_bytes}
+        settings = {key: value for key, value in settings.items() if key != "gamma"} | weight
     if name == PLAIN:
         meaning = "the same network, data and epochs, nothing saved"
     elif name == SHORTENED:

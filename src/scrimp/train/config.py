@@ -28,9 +28,15 @@ def _setting(default: Any, help_text: str, group: str, **more: Any) -> Any:
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes, with k, M or G for thousands, millions or billions. Raises: ValueError - something else."""
+    """A number of bytes, with k, M or G for thousands, millions or billions.
+
+    Raises: ValueError - something else, in a sentence.
+    """
     factor = {"k": 10**3, "m": 10**6, "g": 10**9}.get(text[-1:].lower(), 1)
-    return round(float(text[:-1] if factor > 1 else text) * factor)
+    try:
+        return round(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no size; give a number of bytes, such as 600k") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +225,7 @@ class TrainConfig:
         for name in ("evaluate_every", "checkpoint_every"):
             value = getattr(self, name)
             _require(value >= _FEWEST_EPOCHS, name, value, f"it must be at least {_FEWEST_EPOCHS}")
-        for name in ("crop_padding", "cutout", "weight_decay", "seed"):
+        for name in ("crop_padding", "cutout", "weight_decay", "gamma", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, name, value, "it must not be negative")
         _require(self.seed < 2**63, "seed", self.seed, "it must be below 2**63")
@@ -231,7 +237,7 @@ class TrainConfig:
             _require(0 <= value < 1, name, value, "it must lie in [0, 1)")
         positive_or_none = (
             "clip_norm", "celu", "first_size", "last_size", "image_size", "ghost_batch", "whiten_bias_epochs",
-            "checkpoint_error",
+            "checkpoint_error", "target_bytes",
         )  # fmt: skip
         for name in positive_or_none:
             value = getattr(self, name)

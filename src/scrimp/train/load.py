@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scrimp._core.rng import generator
 from scrimp._core.structure import Structure, apply_structure_
 from scrimp.bits import plain_copy, read_metadata, unpack
-from scrimp.errors import DataNotFoundError, FormatError
+from scrimp.errors import ConfigError, DataNotFoundError, FormatError
 from scrimp.steps import Normalize
 from scrimp.train.compression import compress_model_
 from scrimp.train.config import TrainConfig
@@ -54,14 +54,16 @@ class TrainedModel:
         return Normalize(self.mean, self.std).apply(images, None)
 
 
-def load_run(run_dir: str | Path, step: int | None = None) -> TrainedModel:
+def load_run(run_dir: str | Path, step: int | None = None, *, quantized: bool = False) -> TrainedModel:
     """Build the model of a finished run again and load its weights: those of its end, or of one of its checkpoints.
 
     Of a compressed model the weights are the quantised ones, under the names of the plain model, at either time; a
-    checkpoint of it has the channels that it had at ``step``.
+    checkpoint of it has the channels that it had at ``step``. With ``quantized`` the model has its bits and raw weights
+    as well, from the newest checkpoint if no ``step`` is given.
 
     Raises: DataNotFoundError - no finished run there. FormatError - its files are damaged. ConfigError - a model given
-        as MODULE:FUNCTION does not import or no longer fits. With ``step`` as ``CheckpointStore.load``.
+        as MODULE:FUNCTION does not import or no longer fits; ``quantized`` of a run that learned no bits. With a
+        checkpoint as ``CheckpointStore.load``.
     """
     path = Path(run_dir) / MODEL_NAME
     config = read_config(Path(run_dir))
@@ -75,25 +77,28 @@ def load_run(run_dir: str | Path, step: int | None = None) -> TrainedModel:
         raise FormatError(f"{path} is damaged or not written by scrimp ({error})") from error
     if facts is None:
         raise FormatError(f"{path} is not the file that the run wrote: it holds weights, but nothing of their model")
-    if step is None:
+    if quantized and not config.compress:
+        raise ConfigError(f"{run_dir} has learned no bits; train with --compress")
+    if step is None and not quantized:
         model = fresh_model(config, facts)
         safetensors.torch.load_model(model, path)
     else:
         model = _model_at(config, facts, open_checkpoints(config, Path(run_dir)).load(step))
+        model = plain_copy(model) if config.compress and not quantized else model
     model.eval()
     classes = tuple(facts["classes"])
     return TrainedModel(model, config, classes, tuple(facts.get("mean", ())), tuple(facts.get("std", ())), facts)
 
 
 def _model_at(config: TrainConfig, facts: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
-    """The model of a checkpoint; of a compressed one its plain twin."""
+    """The model of a checkpoint; a compressed one with its quantisers."""
     model = fresh_model(config, {name: fact for name, fact in facts.items() if name != "structure"})
     if config.compress:
         compress_model_(config, model, model_facts_of(config, facts))
         structure = state["extra"]["stateful"]["compression"]["structure"]
         apply_structure_(model, Structure.from_state(structure))
     model.load_state_dict(state["model"])
-    return plain_copy(model) if config.compress else model
+    return model
 
 
 def unpack_run(path: str | Path) -> TrainedModel:

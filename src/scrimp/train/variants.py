@@ -17,13 +17,14 @@ SAVINGS = ("samples", "steps", "bits", "checkpoints")
 
 # The settings that belong to a saving. Off, each has the default of TrainConfig, but for the codec.
 SAMPLE_SETTINGS = ("sample_rule", "prune_ratio", "keep")
+BIT_SETTINGS = ("compress", "gamma", "target_bytes", "quantizer")
 _SETTINGS = {
     "samples": SAMPLE_SETTINGS,
     "steps": (
         "whiten", "whiten_epsilon", "whiten_bias_epochs", "pool_early", "celu", "ghost_batch", "freeze_bn_scale",
         "bias_scale", "first_size", "last_size", "full_size_from", "views", "lookahead", "ema",
     ),
-    "bits": ("compress", "gamma", "target_bytes", "quantizer"),
+    "bits": BIT_SETTINGS,
     "checkpoints": ("checkpoint_codec", "checkpoint_error"),
 }  # fmt: skip
 _PLAIN_CODEC = "lossless"
