@@ -261,7 +261,7 @@ def _missing_message(spec: str, missing: list[str], known_facts: Mapping[str, ob
             f"model {spec!r} needs {', '.join(facts)}, which {kind} data does not have; choose a model for {kind} "
             f"or give {other} as --data."
         )
-    return f"model {spec!r} needs a value for {', '.join(missing)}; give it as a model argument."
+    return f"model {spec!r} needs a value for {', '.join(missing)}; give it: --model-args {missing[0]}=VALUE"
 
 
 def _type_hints(function: Callable[..., object]) -> dict[str, object]:
