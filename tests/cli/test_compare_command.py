@@ -70,7 +70,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     [
         (["compare", "mnist"], "no recipe is called 'mnist'"),
         (["compare", "digits", "--variants", "plane"], "no variant is called 'plane'; did you mean 'plain'"),
-        (["compare", "text", "--variants", "steps"], "has no saving in steps"),
+        (["compare", "imagenet", "--variants", "steps"], "does not say what its savings are"),
         (["compare", "imagenet"], "does not say what its savings are"),
         (["compare", "--seeds", "0"], "0 is not at least 1"),
         (["compare", "--gammas", "0.1"], "--gammas is for --sweep gamma"),

@@ -13,7 +13,7 @@ from scrimp.testing import assert_same_state
 from scrimp.train.config import TrainConfig
 from scrimp.train.recipes import find_recipe
 from scrimp.train.run import run
-from scrimp.train.variants import SAVINGS, parse_savings, savings_of, with_savings
+from scrimp.train.variants import SAVINGS, Savings, parse_savings, savings_of, with_savings
 
 WITH_SAVINGS = ["digits", "fashion-mnist", "cifar10-small", "cifar10", "text"]
 PAIRS = [(a, b) for number, a in enumerate(SAVINGS) for b in SAVINGS[number + 1 :]]
@@ -61,6 +61,12 @@ def test_words_for_savings():
 def test_words_that_are_no_savings(words, message, capsys):
     assert main(["train", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_saving_that_a_recipe_does_not_have(monkeypatch):
+    monkeypatch.setattr("scrimp.train.variants.savings_of", lambda _recipe: Savings(samples={"keep": 0.5}))
+    with pytest.raises(ConfigError, match="the recipe text has no saving in bits; it has samples, checkpoints"):
+        with_savings(find_recipe("text"), ["bits"])
 
 
 def flags(*words):
