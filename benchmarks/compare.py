@@ -33,10 +33,12 @@ COLUMNS = (
 
 def short_table(comparison: Mapping[str, Any]) -> list[str]:
     """The table of the README, as lines of Markdown."""
-    lines = [f"| | {' | '.join(label for _, label, _ in COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
+    has_accuracy = "test_accuracy" in comparison["variants"][0]
+    columns = COLUMNS if has_accuracy else (("test_loss_nats", "nats", "{:.4f}".format), *COLUMNS[1:])
+    lines = [f"| | {' | '.join(label for _, label, _ in columns)} |", f"|---|{'---:|' * len(columns)}"]
     for variant in comparison["variants"]:
         cells = []
-        for key, _, show in COLUMNS:
+        for key, _, show in columns:
             cell = variant[key]
             ratio = "" if cell["ratio"] is None or abs(cell["ratio"] - 1) < 0.005 else f" ({ratio_text(cell['ratio'])})"
             cells.append(f"{show(cell['mean'])}{ratio if variant['name'] != 'plain' else ''}")
