@@ -9,8 +9,11 @@ import pytest
 from tests.reference.command import SCRIMP, SMALL, environment
 
 from scrimp.cli import main
+from scrimp.cli.compare import _parser, _variants
+from scrimp.cli.flags import given_flags, parse
 from scrimp.report.comparison import read_comparison
 from scrimp.train.comparison import default_variants, draw_gammas, plan_variants, runs_of
+from scrimp.train.config import TrainConfig
 
 QUICK = ["compare", "digits", *SMALL, "--num-epochs", "3"]
 
@@ -117,13 +120,28 @@ def test_flags_of_a_saving_go_to_the_variants_that_have_it(tmp_path, monkeypatch
     assert main([*words, "--keep", "0.5"]) == 2
     assert "--keep is for samples, which no variant has" in capsys.readouterr().err
     assert main([*words, "--no-compress"]) == 2
-    assert "--no-compress compares nothing" in capsys.readouterr().err
+    assert "--no-compress takes the bits out" in capsys.readouterr().err
+    assert main([*words, "--sweep", "gamma"]) == 2
+    assert "--gamma and --sweep gamma do not go together" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
     assert main(words) == 0
     plan = json.loads((tmp_path / "c" / "plan.json").read_text())
     assert plan["variants"][1]["meaning"] == "compress on, gamma 0.5"
     configs = [json.loads((tmp_path / "c" / f"{one}-seed0" / "config.json").read_text()) for one in ("plain", "bits")]
     assert [(one["compress"], one["gamma"]) for one in configs] == [(False, 0.02), (True, 0.5)]
+
+    (tmp_path / "c" / "bits-seed0" / "config.json").write_text(json.dumps({**configs[1], "gamma": 0.25}))
+    capsys.readouterr()
+    assert main(["compare", "--out", "c", "--seeds", "2"]) == 2
+    assert "was begun with other settings (gamma: 0.25 != 0.5)" in capsys.readouterr().err
+
+
+def test_the_shortened_control_has_the_visits_of_the_flags():
+    words = ["--keep", "0.5", "--num-epochs", "12"]
+    namespace = parse(_parser(TrainConfig()), ["digits", "--variants", "plain", "shortened", *words])
+    plain, shortened = _variants(namespace, "digits", given_flags(namespace), {})
+    assert plain.config.keep is shortened.config.keep is None
+    assert shortened.config.num_epochs == pytest.approx(3 + 9 * 0.5)
 
 
 def test_the_meaning_of_bits_says_what_decides_the_size():

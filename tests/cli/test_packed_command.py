@@ -46,6 +46,15 @@ def test_whole_numbers_of_a_run_reach_onnx(learned, tmp_path, capsys):
     assert (tmp_path / "int.onnx").stat().st_size < (tmp_path / "float.onnx").stat().st_size
 
 
+def test_whole_numbers_of_a_transformer_reach_onnx(tmp_path, capsys):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    small = {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4}
+    run(tiny(compress=True, model="vit", num_epochs=0.3).replace(model_args=small), out=tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--format", "onnx-int"]) == FINISHED
+    assert "weights as int4" in said(capsys)
+
+
 def test_whole_numbers_of_a_plain_run_are_refused(plain, tmp_path, capsys):
     assert main(["export", str(plain), "--format", "onnx-int", "--out", str(tmp_path / "int.onnx")]) == WRONG
     assert "has learned no bits" in said(capsys)

@@ -123,6 +123,17 @@ def test_muon_without_filters_is_refused() -> None:
         build_optimizer(TrainConfig(optimizer="muon"), nn.Linear(2, 2))
 
 
+def test_norms_of_matrices_are_not_fixed() -> None:
+    vit = build_model(
+        "vit",
+        {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+        ModelFacts(num_classes=10, in_channels=1, image_size=8),
+    )
+    with pytest.raises(ConfigError, match="take --optimizer muon-adamw"):
+        build_optimizer(TrainConfig(optimizer="muon"), vit)
+    assert type(build_optimizer(TrainConfig(optimizer="muon-adamw"), vit)) is Muon
+
+
 def test_sgd_has_nesterov_momentum(model: nn.Module) -> None:
     optimizer = build_optimizer(TrainConfig(learning_rate=0.5, momentum=0.75), model)
     assert type(optimizer) is torch.optim.SGD

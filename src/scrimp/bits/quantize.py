@@ -110,14 +110,14 @@ def _gradients(
 ) -> Sequence[Tensor]:
     """The gradient of the weight; sums, for each channel, of clipped gradients by their side, and of the error's."""
     others = [dim for dim in range(weight.dim()) if lower.shape[dim] == 1]
-    # in floats and in place: on a processor half the time of masks, whose every use is another conversion
     scaled = weight * inverse
-    side = scaled.sub_(torch.clamp(scaled, lower, upper)).sign_()
-    stopped = side.abs().maximum((~is_live).to(grad.dtype))
-    passed = torch.addcmul(grad, grad, stopped, value=-1)
-    minus_error = torch.addcmul(weight, weight, stopped, value=-1).sub_(output)
-    by_side, by_error = side.mul_(grad).sum(others, keepdim=True), minus_error.mul_(grad).sum(others, keepdim=True)
-    return passed, by_side, by_error.neg_()
+    # compared, and not subtracted, which a compiler may fuse with the product; then floats in place, since on a
+    # processor each use of a mask is another conversion
+    side = (scaled > upper).to(grad.dtype).sub_((scaled < lower).to(grad.dtype))
+    inside = (1 - side.abs()).mul_(is_live.to(grad.dtype))
+    error = scaled.copy_(weight).mul_(inside).neg_().add_(output)
+    by_side, by_error = side.mul_(grad).sum(others, keepdim=True), error.mul_(grad).sum(others, keepdim=True)
+    return inside.mul_(grad), by_side, by_error
 
 
 def bits_of_nothing(*, symmetric: bool) -> float:

@@ -22,7 +22,17 @@ from scrimp.cli.tables import show_comparison
 from scrimp.errors import ConfigError, FormatError
 from scrimp.report.comparison import PLAN_NAME, read_comparison
 from scrimp.report.comparison_files import write_comparison
-from scrimp.train.comparison import PlannedVariant, default_variants, draw_gammas, plan_variants, runs_of, write_plan
+from scrimp.train.comparison import (
+    ALL,
+    SHORTENED,
+    PlannedVariant,
+    default_variants,
+    draw_gammas,
+    plan_variants,
+    refuse_other_runs,
+    runs_of,
+    write_plan,
+)
 from scrimp.train.config import TrainConfig
 from scrimp.train.pruning import rule_of
 from scrimp.train.recipes import find_recipe
@@ -52,6 +62,7 @@ def compare_command(words: Sequence[str]) -> int:
     num_at_once = namespace.jobs or _room_for(variants[0].config)
     directory = namespace.out or next_free(f"compare-{recipe}")
     command = shlex.join(["scrimp", "compare", *(words or [recipe])]) if not plan else plan["command"]
+    refuse_other_runs(runs_of(variants, seeds, directory))
     write_plan(directory, recipe, variants, seeds, command=command, num_at_once=num_at_once, given=given)
     if num_at_once > 1:
         threads = max(1, (os.cpu_count() or 1) // num_at_once)
@@ -153,38 +164,37 @@ def _variants(
     namespace: argparse.Namespace, recipe: str, given: dict[str, Any], plan: dict[str, Any]
 ) -> tuple[PlannedVariant, ...]:
     def change(config: TrainConfig) -> TrainConfig:
+        if config.compress and given.get("compress") is False:
+            raise ConfigError("--no-compress takes the bits out of a variant that is about them; see --variants")
         others = [] if config.compress else [*BIT_SETTINGS]
         others += [] if rule_of(config) is not None else SAMPLE_SETTINGS
         mine = {name: value for name, value in given.items() if name not in others}
         return apply_flags(argparse.Namespace(**mine), config)
 
     find_recipe(recipe)
-    if given.get("compress") is False:
-        raise ConfigError(
-            "--no-compress compares nothing: name variants without bits, such as --variants plain samples+steps"
-        )
     if namespace.gammas and not namespace.sweep:
         raise ConfigError("--gammas is for --sweep gamma")
     stored = [_stored_variant(one, recipe, change) for one in plan.get("variants", [])]
     gammas: tuple[float, ...] = ()
     if namespace.sweep:
         gammas = tuple(namespace.gammas or draw_gammas(_NUM_GAMMAS))
+        for name in ("gamma", "target_bytes"):
+            if given.get(name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} and --sweep gamma do not go together")
     names = namespace.variants or (("plain", "bits") if gammas else () if stored else default_variants(recipe))
+    if not plan:
+        _refuse_flags_without_use(given, names)
     new = plan_variants(recipe, names, change, gammas)
-    variants = tuple({variant.name: variant for variant in (*stored, *new)}.values())
-    _refuse_flags_without_use(given, variants)
-    return variants
+    return tuple({variant.name: variant for variant in (*stored, *new)}.values())
 
 
-def _refuse_flags_without_use(given: dict[str, Any], variants: tuple[PlannedVariant, ...]) -> None:
+def _refuse_flags_without_use(given: dict[str, Any], names: Sequence[str]) -> None:
     """Raise ConfigError when a flag of a saving was given and no variant has that saving."""
-    uses = {
-        "bits": (BIT_SETTINGS, any(one.config.compress for one in variants)),
-        "samples": (SAMPLE_SETTINGS, any(rule_of(one.config) is not None for one in variants)),
-    }
-    for saving, (settings, is_used) in uses.items():
+    parts = {part for name in names for part in name.split("+")}
+    uses = {"bits": (BIT_SETTINGS, {"bits"}), "samples": (SAMPLE_SETTINGS, {"samples", SHORTENED})}
+    for saving, (settings, users) in uses.items():
         for name in settings:
-            if name in given and not is_used:
+            if given.get(name) not in (None, False) and not parts & {*users, ALL}:
                 raise ConfigError(f"--{name.replace('_', '-')} is for {saving}, which no variant has; see --variants")
 
 

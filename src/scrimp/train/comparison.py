@@ -15,8 +15,9 @@ from scrimp.report.comparison import PLAIN, PLAN_NAME, run_name
 from scrimp.report.record import CONFIG_NAME, SUMMARY_NAME
 from scrimp.samples import Budget, DynamicRandom, SamplePruner
 from scrimp.train.config import TrainConfig
-from scrimp.train.pruning import rule_of
+from scrimp.train.pruning import rule_of, with_rule_named
 from scrimp.train.recipes import find_recipe
+from scrimp.train.run_dir import read_config
 from scrimp.train.variants import SAVINGS, savings_of, with_savings
 
 ALL = "all"
@@ -99,6 +100,16 @@ def runs_of(variants: Sequence[PlannedVariant], seeds: Sequence[int], directory:
         for seed in seeds
         for variant in variants
     )
+
+
+def refuse_other_runs(runs: Sequence[PlannedRun]) -> None:
+    """Raise ConfigError when a run is there that was begun with other settings than are planned."""
+    for run in runs:
+        if run.is_begun and (differences := read_config(run.run_dir).differences(with_rule_named(run.config))):
+            raise ConfigError(
+                f"{run.run_dir} was begun with other settings ({differences[0]}): by another version, or other flags; "
+                "choose another --out"
+            )
 
 
 def write_plan(

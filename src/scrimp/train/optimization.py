@@ -9,7 +9,7 @@ from torch import nn
 
 from scrimp import bits
 from scrimp._core.param_groups import no_decay_rule, param_groups
-from scrimp.errors import NoEffectWarning
+from scrimp.errors import ConfigError, NoEffectWarning
 from scrimp.steps import Muon, bias_rule, split_filters
 from scrimp.train.config import TrainConfig
 
@@ -18,7 +18,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     """SGD with Nesterov momentum, AdamW, or Muon with one of the two for what is no hidden weight.
 
     Biases and norms are not decayed, unless biases are sped up or ``config.decay_norms`` asks for it. Raises:
-    ConfigError - Muon for a model without two groups of parameters, hidden weights and others.
+    ConfigError - Muon for a model without two groups of parameters, hidden weights and others, or ``muon``, which fixes
+    norms, for linear layers.
     """
     kind = torch.optim.AdamW if config.optimizer.endswith("adamw") else torch.optim.SGD
     rules = [bits.rule(optimizer=kind)] if config.compress else []
@@ -31,6 +32,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         return _sgd(config, groups)
     if config.optimizer == "muon":
         filters, rest = split_filters(model, groups)
+        if any(parameter.dim() == 2 for parameter in filters[0]["params"]):
+            raise ConfigError(
+                "--optimizer muon fixes the norm of what it trains, which is for convolutions that a norm follows; for "
+                "this model take --optimizer muon-adamw"
+            )
         return Muon(
             filters, lr=config.muon_learning_rate, momentum=config.muon_momentum, num_iterations=3, renormalize=True,
             auxiliary=_sgd(config, rest),
