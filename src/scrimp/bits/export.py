@@ -1,5 +1,7 @@
 """A compressed model for others: plain, shrunk, and checked by a process that knows nothing of scrimp."""
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -191,16 +193,18 @@ def _write_onnx(plain: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _quietly(work: Callable[[], Any]) -> Any:
-    """Torch's exporters warn of their own insides, in two ways."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Torch's exporters tell of their own insides, in three ways: warnings, logs, and graphs that they print."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return work()
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _on_cpu(values: Any) -> Any:
