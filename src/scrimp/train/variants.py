@@ -61,8 +61,7 @@ def savings_of(recipe: str) -> Savings:
             return Savings(
                 samples={"keep": 0.58},
                 steps={
-                    "whiten": True, "pool_early": "norm", "freeze_bn_scale": True, "first_size": 20,
-                    "full_size_from": 0.75, "views": "flip",
+                    "whiten": True, "pool_early": "norm", "freeze_bn_scale": True, "first_size": 20, "views": "flip",
                 },
                 bits={"compress": True, "gamma": 0.015},
             )  # fmt: skip
