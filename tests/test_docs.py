@@ -92,8 +92,10 @@ def check_command(words):
         if not rest:
             raise ConfigError("scrimp report needs a run")
     elif command in ("pack", "unpack", "export", "inspect"):
-        if len(rest) > 1:
-            raise ConfigError(f"scrimp {command} takes one file or run")
+        flags = {"pack": ["--bits", "--out"], "unpack": ["--out"], "export": ["--format", "--out"], "inspect": []}
+        pairs = rest[1:]
+        if len(pairs) % 2 or not set(pairs[::2]) <= set(flags[command]):
+            raise ConfigError(f"scrimp {command} takes one file or run, and {flags[command]}")
     elif command == "checkpoints":
         if not rest or rest[0] not in _COMMANDS:
             raise ConfigError(f"unknown command checkpoints {rest}")
@@ -130,7 +132,8 @@ def test_readme_has_commands_and_code():
         "train --seed x",
         "train digits --savings bit",
         "compare digits --variants plane",
-        "compare text --variants steps",
+        "compare text --variants step",
+        "export runs/x --fromat onnx",
     ],
 )
 def test_a_wrong_command_is_found(line):

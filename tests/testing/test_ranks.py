@@ -1,7 +1,9 @@
 import multiprocessing
 import os
+import pickle
 import sys
 import time
+from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.distributed as dist
 
 from scrimp.errors import ConfigError
 from scrimp.testing import check_ranks_agree, ranks, run_ranks
+from scrimp.testing.ranks import _collect
 
 
 class Point:
@@ -35,6 +38,14 @@ def fail_on_one(rank: int):
     if rank == 1:
         raise ValueError("the second rank has a reason")
     dist.barrier()  # waits for the rank that is gone
+
+
+def test_of_failures_that_arrive_together_the_first_is_told():
+    pipes = [Pipe(duplex=False) for _ in range(2)]
+    for (_, sender), (at, told) in zip(pipes, [(2.0, "a peer is lost"), (1.0, "the reason")], strict=True):
+        sender.send_bytes(pickle.dumps((False, (at, told))))
+    with pytest.raises(AssertionError, match="rank 1 of 2 failed:\nthe reason"):
+        _collect([receiver for receiver, _ in pipes], 10.0)
 
 
 def die_on_one(rank: int):

@@ -143,7 +143,8 @@ def _run_rank(
     """What each process does, and says to its parent.
 
     Results are pickled here, because torch would otherwise pass tensors as handles that die with this process. A
-    failure is told before the group is left, so that the parent hears it before other ranks complain of a lost peer.
+    failure is told before the group is left, and with its time, so that the parent knows it from the complaints of
+    other ranks about a lost peer.
     """
     try:
         torch.set_num_threads(1)
@@ -158,7 +159,7 @@ def _run_rank(
         message = pickle.dumps((True, function(rank, *arguments)))
         dist.barrier()
     except BaseException:
-        message = pickle.dumps((False, traceback.format_exc()))
+        message = pickle.dumps((False, (time.monotonic(), traceback.format_exc())))
     sender.send_bytes(message)
     sender.close()
     if dist.is_initialized():
@@ -175,6 +176,7 @@ def _collect(receivers: list[Connection], timeout_seconds: float) -> list[Any]:
         if not ready:
             late = ", ".join(str(rank) for rank in waiting.values())
             raise AssertionError(f"rank {late} of {len(receivers)} was not done after {timeout_seconds:g} seconds")
+        failures: list[tuple[float, int, str]] = []
         for receiver, rank in waiting.items():
             if receiver not in ready:
                 continue
@@ -182,7 +184,12 @@ def _collect(receivers: list[Connection], timeout_seconds: float) -> list[Any]:
                 succeeded, result = pickle.loads(receiver.recv_bytes())  # noqa: S301 - made by our child process
             except EOFError:
                 raise AssertionError(f"rank {rank} of {len(receivers)} died without a word") from None
-            if not succeeded:
-                raise AssertionError(f"rank {rank} of {len(receivers)} failed:\n{result}")
-            results[rank] = result
+            if succeeded:
+                results[rank] = result
+            else:
+                at, told = result
+                failures.append((at, rank, told))
+        if failures:
+            _, rank, told = min(failures)
+            raise AssertionError(f"rank {rank} of {len(receivers)} failed:\n{told}")
     return [results[rank] for rank in range(len(receivers))]
