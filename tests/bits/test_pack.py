@@ -1,6 +1,7 @@
 """Packed files: equal to the model, as large as reported, and refused when anything is wrong with them."""
 
 import copy
+import dataclasses
 import json
 import struct
 import zlib
@@ -14,7 +15,7 @@ from torch import nn
 
 import scrimp
 from scrimp.bits import quantized_layers, rans, self_compress_
-from scrimp.bits.code_streams import class_bound, decode_channels, encode_channels
+from scrimp.bits.code_streams import bound_of, decode_channels, encode_channels
 from scrimp.errors import ConfigError, FormatError, StructureError
 
 
@@ -215,10 +216,10 @@ def test_any_codes_come_back(data):
 
 def test_long_streams_in_many_lanes_come_back():
     generator = np.random.default_rng(0)
-    channels = [np.rint(generator.normal(size=3000) * scale).astype(np.int64) for scale in (0.3, 1, 3, 40, 9000)]
-    assert rans.num_lanes(15_000) > 1
+    channels = [np.rint(generator.normal(size=9000) * scale).astype(np.int64) for scale in (0.3, 1, 3, 40, 9000)]
+    assert rans.num_lanes(45_000) > 1
     stream = encode_channels(channels)
-    decoded = decode_channels(stream, [3000] * 5)
+    decoded = decode_channels(stream, [9000] * 5)
     assert all(np.array_equal(one, other) for one, other in zip(channels, decoded, strict=True))
     entropies = []
     for codes in channels[:4]:
@@ -228,9 +229,86 @@ def test_long_streams_in_many_lanes_come_back():
         assert entropy <= bits <= entropy * 1.02 + 16
 
 
+def entropy_bits(codes):
+    counts = np.unique(codes, return_counts=True)[1]
+    return float((counts * np.log2(counts.sum() / counts)).sum())
+
+
+def test_channels_of_like_entropy_share_a_table():
+    generator = np.random.default_rng(0)
+    shares = [0.1, 0.6] * 60
+    channels = [generator.choice([-1, 0, 1], size=576, p=[share / 2, 1 - share, share / 2]) for share in shares]
+    stream = encode_channels(channels)
+    assert len(stream.tables) == 2
+    assert stream.kinds in ((1, 2) * 60, (2, 1) * 60)
+    apart = sum(entropy_bits(np.concatenate(channels[start::2])) for start in (0, 1))
+    assert sum(stream.channel_bits) == pytest.approx(apart, rel=1e-3)
+    assert sum(stream.channel_bits) < 0.9 * entropy_bits(np.concatenate(channels))
+    assert (
+        sum(stream.channel_bits) <= 8 * len(stream.data) <= sum(stream.channel_bits) + 8 * 8 * rans.num_lanes(120 * 576)
+    )
+
+
+def test_few_channels_share_what_costs_the_least():
+    generator = np.random.default_rng(0)
+    channels = [np.rint(generator.normal(size=27) * scale).astype(np.int64) for scale in (30, 33, 40, 45, 50, 60)]
+    stream = encode_channels(channels)
+    assert len({bound_of(codes) for codes in channels}) > 2
+    assert len(stream.tables) == 1  # of at most 32 entries: a table for each would take more than its codes
+    assert len(stream.tables[0].frequencies) <= 32
+    assert all(map(np.array_equal, decode_channels(stream, [27] * 6), channels))
+
+
+@pytest.mark.parametrize("change", [
+    {"kinds": (3, 1)}, {"kinds": (-1, 1)}, {"bound": 0}, {"bound": 9}, {"frequencies": (1, 1)},
+])  # fmt: skip
+def test_streams_of_another_form_are_refused(change):
+    stream = encode_channels([np.array([0, 1, -1, 0, 1]), np.array([0, 0, -1, 0, 1])])
+    table = dataclasses.replace(stream.tables[0], **{key: change[key] for key in change if key != "kinds"})
+    changed = dataclasses.replace(stream, kinds=change.get("kinds", stream.kinds), tables=(table, *stream.tables[1:]))
+    assert len(decode_channels(stream, [5, 5])) == 2
+    with pytest.raises(ValueError, match="table"):
+        decode_channels(changed, [5, 5])
+
+
+def pooled(tied=False):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.MaxPool2d(1),
+        nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    if tied:
+        model[6].weight = model[2].weight
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_norms_elsewhere_keep_weight_and_bias_alone(tmp_path, tied):
+    model = pooled(tied)
+    with torch.no_grad():
+        model[2].weight.copy_(draw(2, 8))
+    self_compress_(model, IMAGES)
+    for _ in range(3):
+        model.train()(IMAGES)
+    model.eval()
+    folded = scrimp.pack(model, tmp_path / "m.scrimp")
+    plain = scrimp.unpack(tmp_path / "m.scrimp", pooled(tied))
+    assert (plain(IMAGES) - model(IMAGES)).abs().max() <= 1e-5
+    assert torch.equal(plain[2].running_mean, torch.zeros(8)) is not tied  # those that share a weight stay
+    assert torch.equal(plain[2].running_var, model[2].running_var) is tied
+    whole = scrimp.size_report(model, fold_norms=False)
+    assert folded.packed_bytes < whole.packed_bytes or tied
+
+
+def test_no_norm_is_folded_where_nothing_is_quantised(tmp_path):
+    model = pooled()
+    model.train()(IMAGES)
+    scrimp.pack(model.eval(), tmp_path / "m.scrimp")
+    assert torch.equal(scrimp.unpack(tmp_path / "m.scrimp", pooled())[2].running_var, model[2].running_var)
+
+
 @pytest.mark.parametrize(("codes", "bound"), [([0, 0], 0), ([0, 1], 2), ([-1, 0], 1), ([-9, 3], 10), ([128], 160)])
-def test_classes_of_channels(codes, bound):
-    assert class_bound(np.array(codes)) == bound
+def test_bounds_of_channels(codes, bound):
+    assert bound_of(np.array(codes)) == bound
 
 
 @settings(max_examples=100, deadline=None)

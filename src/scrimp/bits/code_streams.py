@@ -1,10 +1,12 @@
 """The codes of all channels as one stream of symbols, each coded with the frequencies of channels like its own.
 
-A channel belongs to the class of the least ``k`` with all its codes in -k .. k - 1, rounded up to one of four values
-per octave above 8. Each class that occurs has a table of frequencies. Of classes beyond 128 only the upper part of a
-code is coded so; its lower bits follow at the end of the stream, as they are.
+A channel has a bound, the least ``k`` with all its codes in -k .. k - 1, rounded up to one of four values per octave
+above 8. Channels of like bounds and like entropies share a table of frequencies: one more table is kept where it saves
+more than it takes. Of codes beyond 16 only the upper part is coded with a table; the lower bits follow at the end of
+the stream, as they are.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,21 +16,33 @@ from numpy.typing import NDArray
 from scrimp.bits import rans
 
 Ints = NDArray[np.int64]
-_LARGEST_TABLE = 128  # codes on each side of zero
+_LARGEST_TABLE = (
+    16  # entries on each side of zero; codes are spread so evenly beyond that more are not worth their place
+)
+_ENTROPY_STEP = 0.125  # bits; channels whose codes' entropies are as near as this begin in one group
+_BITS_PER_ENTRY = 15.0  # of a table, as the header's zlib stores it
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frequencies of the symbols of channels with codes in -bound .. bound - 1; they add up to ``rans.TOTAL``."""
+
+    bound: int
+    frequencies: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class CodeStream:
-    """Coded channels: ``bounds`` has the class of each channel, ``tables`` the frequencies of each class but 0."""
+    """Coded channels: ``kinds`` has 0 for a channel of zeros, or 1 more than the index of its table."""
 
-    bounds: tuple[int, ...]
-    tables: dict[int, tuple[int, ...]]
+    kinds: tuple[int, ...]
+    tables: tuple[Table, ...]
     data: bytes
     channel_bits: tuple[float, ...]  # what each channel takes of the data
 
 
-def class_bound(codes: Ints) -> int:
-    """The class of a channel: 0 if all its codes are zero."""
+def bound_of(codes: Ints) -> int:
+    """The bound of a channel: 0 if all its codes are zero."""
     if not codes.any():
         return 0
     least = max(-int(codes.min()), int(codes.max()) + 1)
@@ -38,50 +52,52 @@ def class_bound(codes: Ints) -> int:
 
 def encode_channels(channels: Sequence[Ints], *, with_data: bool = True) -> CodeStream:
     """Code channels, each a flat array of whole numbers. Without ``with_data`` only their costs are computed."""
-    bounds = [class_bound(codes) for codes in channels]
-    upper, lower = [], []
-    for codes, bound in zip(channels, bounds, strict=True):
-        low_bits = _low_bits(bound)
-        upper.append((codes + bound) >> low_bits if bound else codes[:0])
+    kinds = [0] * len(channels)
+    tables, bounds = [], [0]
+    groups = _groups(channels)
+    for kind, group in enumerate(groups, start=1):
+        tables.append(Table(group.bound, tuple(rans.quantized_frequencies(group.symbol_counts()).tolist())))
+        bounds.append(group.bound)
+        for member in group.members:
+            kinds[member] = kind
+    costs = [rans.PRECISION - np.log2(np.maximum(np.array(table.frequencies), 1)) for table in tables]
+    upper, lower, channel_bits = [], [], []
+    for codes, kind in zip(channels, kinds, strict=True):
+        bound, low_bits = bounds[kind], _low_bits(bounds[kind])
+        upper.append((codes + bound) >> low_bits if kind else codes[:0])
         lower.append((codes + bound) & ((1 << low_bits) - 1) if low_bits else codes[:0])
-    tables: dict[int, Ints] = {}
-    for bound in sorted(set(bounds) - {0}):
-        members = np.concatenate([u for u, b in zip(upper, bounds, strict=True) if b == bound])
-        counts = np.bincount(members, minlength=_num_symbols(bound))
-        tables[bound] = rans.quantized_frequencies(counts)
-    costs = {bound: rans.PRECISION - np.log2(np.maximum(table, 1)) for bound, table in tables.items()}
-    channel_bits = [
-        float(costs[bound][symbols].sum() + _low_bits(bound) * len(symbols)) if bound else 0.0
-        for symbols, bound in zip(upper, bounds, strict=True)
-    ]
-    data = _encode(upper, lower, bounds, tables) if with_data else b""
-    return CodeStream(tuple(bounds), {b: tuple(t.tolist()) for b, t in tables.items()}, data, tuple(channel_bits))
+        channel_bits.append(float(costs[kind - 1][upper[-1]].sum() + low_bits * len(codes)) if kind else 0.0)
+    data = _encode(upper, lower, kinds, tables) if with_data else b""
+    return CodeStream(tuple(kinds), tuple(tables), data, tuple(channel_bits))
 
 
 def decode_channels(stream: CodeStream, lengths: Sequence[int]) -> list[Ints]:
     """The codes of channels of these lengths. Raises: ValueError - the stream is not of this form."""
     if not lengths:
         return []
-    bounds = np.array(stream.bounds, dtype=np.int64)
-    tables = {bound: np.array(table, dtype=np.int64) for bound, table in stream.tables.items()}
-    for bound, table in tables.items():
-        if bound < 1 or len(table) != _num_symbols(bound) or table.sum() != rans.TOTAL or (table < 0).any():
-            raise ValueError(f"the table of class {bound} is not one of frequencies")
-    if missing := {int(bound) for bound in bounds} - tables.keys() - {0}:
-        raise ValueError(f"there is no table of class {min(missing)}")
+    kinds, sizes = np.array(stream.kinds, dtype=np.int64), np.array(lengths, dtype=np.int64)
+    for number, table in enumerate(stream.tables):
+        frequencies = np.array(table.frequencies, dtype=np.int64)
+        is_fit = table.bound >= 1 and len(frequencies) == _num_symbols(table.bound) and (frequencies >= 0).all()
+        if not is_fit or frequencies.sum() != rans.TOTAL:
+            raise ValueError(f"table {number} is not one of frequencies")
+    if kinds.min() < 0 or kinds.max() > len(stream.tables):
+        raise ValueError("a channel has a table that is not there")
+    bounds = np.array([0, *(table.bound for table in stream.tables)], dtype=np.int64)[kinds]
     low_bits = np.array([_low_bits(int(bound)) for bound in bounds], dtype=np.int64)
-    sizes = np.array(lengths, dtype=np.int64)
-    upper_lengths, lower_lengths = np.where(bounds > 0, sizes, 0), np.where(low_bits > 0, sizes, 0)
-    kinds = [*tables.items(), *((-bits, _uniform(bits)) for bits in sorted(set(low_bits.tolist()) - {0}))]
-    number = {key: index for index, (key, _) in enumerate(kinds)}
-    kind_of = np.array([[number.get(key, 0) for key in keys] for keys in (bounds.tolist(), (-low_bits).tolist())])
-    contexts = np.repeat(kind_of.astype(np.int64), np.concatenate([upper_lengths, lower_lengths]))
-    widest = max([1, *(len(table) for _, table in kinds)])
-    frequencies = np.zeros((max(1, len(kinds)), widest), dtype=np.int64)
-    symbols = np.zeros((max(1, len(kinds)), rans.TOTAL), dtype=np.int64)
-    for index, (_, table) in enumerate(kinds):
-        frequencies[index, : len(table)] = table
-        symbols[index] = np.repeat(np.arange(len(table)), table)
+    upper_lengths, lower_lengths = np.where(kinds > 0, sizes, 0), np.where(low_bits > 0, sizes, 0)
+    widths = sorted(set(low_bits.tolist()) - {0})
+    rows = [*(np.array(table.frequencies, dtype=np.int64) for table in stream.tables), *map(_uniform, widths)]
+    raw_kinds = len(stream.tables) + np.searchsorted(widths, low_bits)
+    contexts = np.repeat(
+        np.concatenate([np.maximum(kinds - 1, 0), raw_kinds]), np.concatenate([upper_lengths, lower_lengths])
+    )
+    widest = max([1, *(len(row) for row in rows)])
+    frequencies = np.zeros((max(1, len(rows)), widest), dtype=np.int64)
+    symbols = np.zeros((max(1, len(rows)), rans.TOTAL), dtype=np.int64)
+    for index, row in enumerate(rows):
+        frequencies[index, : len(row)] = row
+        symbols[index] = np.repeat(np.arange(len(row)), row)
     starts = np.cumsum(frequencies, axis=1) - frequencies
     decoded = rans.decode(
         stream.data, len(contexts), lambda begin, end: contexts[begin:end], symbols, frequencies, starts
@@ -95,16 +111,78 @@ def decode_channels(stream: CodeStream, lengths: Sequence[int]) -> list[Ints]:
     return channels
 
 
-def _encode(upper: list[Ints], lower: list[Ints], bounds: list[int], tables: dict[int, Ints]) -> bytes:
-    frequencies, starts = [], []
-    for symbols, bound in zip(upper, bounds, strict=True):
+@dataclass(frozen=True)
+class _Group:
+    """Channels that share a table: ``counts`` of the codes -bound .. bound - 1, all channels of the stream together."""
+
+    bound: int
+    members: tuple[int, ...]
+    counts: Ints
+
+    def symbol_counts(self) -> Ints:
+        low_bits = _low_bits(self.bound)  # bounds are multiples of 2^low_bits
+        return self.counts.reshape(-1, 1 << low_bits).sum(axis=1)
+
+    def bits(self, num_channels: int) -> float:
+        """What the group takes: its codes, its table, and the number of the table at each channel."""
+        counts = self.symbol_counts()
+        present = counts[counts > 0]
+        codes = float((present * np.log2(present.sum() / present)).sum()) + _low_bits(self.bound) * int(counts.sum())
+        names = len(self.members) * math.log2(num_channels / len(self.members))
+        return codes + names + _BITS_PER_ENTRY * len(present)
+
+    def joined(self, other: "_Group") -> "_Group":
+        low, high = (self, other) if self.bound <= other.bound else (other, self)
+        counts = high.counts.copy()
+        middle = slice(high.bound - low.bound, high.bound + low.bound)
+        counts[middle] += low.counts
+        return _Group(high.bound, self.members + other.members, counts)
+
+
+def _groups(channels: Sequence[Ints]) -> list[_Group]:
+    """Channels by the table that they will share, of those that are not all zero.
+
+    Groups of one bound and nearly one entropy are joined, each with its neighbour in that order, as long as that takes
+    fewer bits, the pair that saves the most first.
+    """
+    first: dict[tuple[int, int], _Group] = {}
+    for index, codes in enumerate(channels):
+        bound = bound_of(codes)
         if bound:
-            table = tables[bound]
+            counts = np.bincount(codes + bound, minlength=2 * bound)
+            present = counts[counts > 0]
+            entropy = float((present * np.log2(len(codes) / present)).sum()) / len(codes)
+            group, key = _Group(bound, (index,), counts), (bound, int(entropy / _ENTROPY_STEP))
+            first[key] = first[key].joined(group) if key in first else group
+    groups = [first[key] for key in sorted(first)]
+    bits = [group.bits(len(channels)) for group in groups]
+    pairs = [groups[i].joined(groups[i + 1]) for i in range(len(groups) - 1)]
+    pair_bits = [pair.bits(len(channels)) for pair in pairs]
+    while pairs:
+        savings = [bits[i] + bits[i + 1] - pair_bits[i] for i in range(len(pairs))]
+        best = max(range(len(pairs)), key=savings.__getitem__)
+        if savings[best] <= 0:
+            break
+        groups[best : best + 2], bits[best : best + 2] = [pairs[best]], [pair_bits[best]]
+        del pairs[best], pair_bits[best]
+        for i in (best - 1, best):
+            if 0 <= i < len(pairs):
+                pairs[i] = groups[i].joined(groups[i + 1])
+                pair_bits[i] = pairs[i].bits(len(channels))
+    return groups
+
+
+def _encode(upper: list[Ints], lower: list[Ints], kinds: list[int], tables: list[Table]) -> bytes:
+    frequencies, starts = [], []
+    arrays = [np.array(table.frequencies, dtype=np.int64) for table in tables]
+    for symbols, kind in zip(upper, kinds, strict=True):
+        if kind:
+            table = arrays[kind - 1]
             frequencies.append(table[symbols])
             starts.append((np.cumsum(table) - table)[symbols])
-    for symbols, bound in zip(lower, bounds, strict=True):
+    for symbols, kind in zip(lower, kinds, strict=True):
         if len(symbols):
-            table = _uniform(_low_bits(bound))
+            table = _uniform(_low_bits(tables[kind - 1].bound))
             frequencies.append(table[symbols])
             starts.append(symbols * table[0])
     if not frequencies:

@@ -38,10 +38,10 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class FoldedNorm:
-    """A batch norm of which only the bias is left; its scale is in the layer before it.
+    """A batch norm of which only weight and bias are left, or only the bias if its scale is in the layer before it.
 
-    In the plain model it has weight 1, mean 0 and variance ``1 - eps``. ``layer_bias`` names the bias of the layer
-    before it, if there is one, which is zero then.
+    In the plain model it has mean 0 and variance ``1 - eps``, and weight 1 unless that is stored. ``layer_bias`` names
+    the bias of the layer before it, if there is one, which is zero then.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Contents:
         state = dict(self.tensors) | {layer.name: layer.weight() for layer in self.layers}
         for norm in self.norms:
             size = len(state[f"{norm.name}.bias"])
-            state[f"{norm.name}.weight"] = torch.ones(size)
+            state.setdefault(f"{norm.name}.weight", torch.ones(size))
             state[f"{norm.name}.running_mean"] = torch.zeros(size)
             state[f"{norm.name}.running_var"] = torch.full((size,), 1.0 - norm.eps)
             state[f"{norm.name}.num_batches_tracked"] = torch.tensor(0)
@@ -95,7 +95,8 @@ def plain_structure(model: nn.Module) -> Structure:
 def take_apart(model: nn.Module, *, fold_norms: bool, live_inputs: Mapping[str, Tensor] | None = None) -> Contents:
     """Codes, scales and the rest of ``model``, as CPU tensors.
 
-    ``fold_norms`` takes batch norms that directly follow a quantised layer into its scales, as they are in evaluation.
+    ``fold_norms`` takes batch norms that directly follow a quantised layer into its scales, as they are in evaluation,
+    and statistics of other batch norms into their weights and biases, if anything is quantised.
     ``live_inputs`` leaves other inputs of layers without groups out, to see what a removal would leave.
     Raises: ConfigError - state that is no tensor, or a tensor that is not dense.
     """
@@ -128,35 +129,44 @@ def take_apart(model: nn.Module, *, fold_norms: bool, live_inputs: Mapping[str, 
             rows = rows[:, live_inputs[layer.name]]
         codes = rows.flatten(1).numpy().astype(np.int64)
         scales = layer.scales().double().cpu()
-        norm = _norm_after(layer, names) if fold_norms else None
+        norm = _norm_after(layer) if fold_norms else None
+        if norm is not None and not _is_foldable(norm, names.get(norm), tensors, tied):
+            norm = None
         if norm is not None:
-            scales = scales * _fold(norm, names[norm], layer, tensors)
+            scales = scales * _fold(norm, names[norm], layer.module.bias, tensors)
+            del tensors[f"{names[norm]}.weight"]
             bias = f"{layer.name}.bias" if layer.module.bias is not None else None
             tensors.pop(bias or "", None)
             norms.append(FoldedNorm(names[norm], norm.eps, bias))
         shape = tuple(layer.raw_weight.shape)
         layers.append(PackedLayer(plain, layer.channel_dim, shape, codes, scales.float().numpy()))
+    for module, name in names.items() if layers and fold_norms else ():
+        if isinstance(module, _BatchNorm) and _is_foldable(module, name, tensors, tied):
+            tensors[f"{name}.weight"] = _fold(module, name, None, tensors).float()
+            norms.append(FoldedNorm(name, module.eps, None))
     return Contents(plain_structure(model), tuple(layers), tuple(norms), tensors, tied)
 
 
-def _norm_after(layer: QuantizedLayer, names: Mapping[nn.Module, str]) -> _BatchNorm | None:
-    wiring = layer.quantizer.wiring
-    norm = wiring.norms.get(layer.quantizer.name) if wiring is not None else None
-    if not isinstance(norm, _BatchNorm) or norm not in names or not norm.affine or norm.running_var is None:
-        return None
-    return norm
+def _norm_after(layer: QuantizedLayer) -> _BatchNorm | None:
+    norm = layer.quantizer.wiring.norms.get(layer.quantizer.name) if layer.quantizer.wiring is not None else None
+    return norm if isinstance(norm, _BatchNorm) else None
 
 
-def _fold(norm: _BatchNorm, name: str, layer: QuantizedLayer, tensors: dict[str, Tensor]) -> Tensor:
-    """Replace the norm's tensors by its new bias; what the layer's scales are to be multiplied with is returned."""
+def _is_foldable(norm: _BatchNorm, name: str | None, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> bool:
+    """Whether the norm has all its tensors, not folded yet, and for itself."""
+    mine = {f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+    return norm.affine and tensors.keys() >= mine and mine.isdisjoint(tied.values())
+
+
+def _fold(norm: _BatchNorm, name: str, layer_bias: Tensor | None, tensors: dict[str, Tensor]) -> Tensor:
+    """Replace the norm's tensors but its weight by its new bias; what the weight would be is returned."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     gain = (norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()).detach().cpu()
-    bias = layer.module.bias
     mean = norm.running_mean.double().cpu()
-    if isinstance(bias, Tensor):
-        mean = mean - bias.detach().double().cpu()
+    if layer_bias is not None:
+        mean = mean - layer_bias.detach().double().cpu()
     tensors[f"{name}.bias"] = (norm.bias.detach().double().cpu() - mean * gain).float()
-    for gone in ("weight", "running_mean", "running_var", "num_batches_tracked"):
+    for gone in ("running_mean", "running_var", "num_batches_tracked"):
         tensors.pop(f"{name}.{gone}", None)
     return gain

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scrimp._core.structure import Structure
-from scrimp.bits.code_streams import CodeStream, decode_channels, encode_channels
+from scrimp.bits import rans
+from scrimp.bits.code_streams import CodeStream, Table, decode_channels, encode_channels
 from scrimp.bits.contents import Contents, FoldedNorm, PackedLayer
 from scrimp.errors import ConfigError, FormatError
 
@@ -24,6 +25,7 @@ VERSION = 1
 _PREFIX = struct.Struct("<8sIIQ")  # magic, version, bytes of the header, bytes of the file
 _DIGEST_BYTES = 16
 _MOST_HEADER_BYTES = 1 << 28
+_BYTES_PER_LANE = 3  # that a lane takes beyond what its symbols are worth
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -50,24 +52,25 @@ def write(contents: Contents, metadata: Mapping[str, Any], *, half: bool, with_d
     """
     channels = [row for layer in contents.layers for row in layer.codes]
     stream = encode_channels(channels, with_data=with_data)
-    estimated = math.ceil(sum(stream.channel_bits) / 8) + 64
+    lanes = rans.num_lanes(sum(len(codes) for codes in channels))
+    estimated = math.ceil(sum(stream.channel_bits) / 8) + _BYTES_PER_LANE * lanes
     scales = [_store(torch.from_numpy(layer.scales), half=half) for layer in contents.layers]
     tensors = {name: _store(tensor, half=half) for name, tensor in contents.tensors.items()}
     scale_section = _shuffled(scales)
     tensor_section = _shuffled(tensors.values())
-    bounds, channel_bits = list(stream.bounds), list(stream.channel_bits)
+    kinds, channel_bits = list(stream.kinds), list(stream.channel_bits)
     layers: list[Any] = []
     bits_by_layer: dict[str, tuple[float, ...]] = {}
     for layer, scale in zip(contents.layers, scales, strict=True):
         number = len(layer.codes)
-        layers.append([layer.name, layer.channel_dim, bounds[:number], scale.dtype, scale.shift])
+        layers.append([layer.name, layer.channel_dim, kinds[:number], scale.dtype, scale.shift])
         bits_by_layer[layer.name] = tuple(channel_bits[:number])
-        bounds, channel_bits = bounds[number:], channel_bits[number:]
+        kinds, channel_bits = kinds[number:], channel_bits[number:]
     header = {
         "structure": contents.structure.to_state(),
         "layers": layers,
         "norms": [[norm.name, norm.eps, norm.layer_bias] for norm in contents.norms],
-        "tables": list(stream.tables.items()),
+        "tables": [[table.bound, table.frequencies] for table in stream.tables],
         "tensors": [[name, list(one.shape), one.kind, one.dtype, one.shift] for name, one in tensors.items()],
         "tied": dict(contents.tied),
         "sections": [len(stream.data) if with_data else estimated, len(scale_section), len(tensor_section)],
@@ -137,14 +140,14 @@ def _checked(data: bytes, where: str) -> tuple[dict[str, Any], list[bytes]]:
 def _contents(header: dict[str, Any], sections: list[bytes]) -> Contents:
     structure = Structure.from_state(header["structure"])
     shapes = [structure.shapes[name] for name, *_ in header["layers"]]
-    bounds = [bound for _, _, own, *_ in header["layers"] for bound in own]
-    tables = {int(bound): tuple(table) for bound, table in header["tables"]}
+    kinds = tuple(kind for _, _, own, *_ in header["layers"] for kind in own)
+    tables = tuple(Table(int(bound), tuple(frequencies)) for bound, frequencies in header["tables"])
     lengths = []
     for shape, (_, dim, own, *_) in zip(shapes, header["layers"], strict=True):
         if shape[dim] != len(own):
             raise ValueError("a layer has another number of channels than its shape says")
         lengths += [math.prod(shape) // shape[dim]] * len(own)
-    channels = decode_channels(CodeStream(tuple(bounds), tables, sections[0], ()), lengths)
+    channels = decode_channels(CodeStream(kinds, tables, sections[0], ()), lengths)
     scale_arrays = _unshuffled(sections[1], [((len(own),), dtype) for _, _, own, dtype, _ in header["layers"]])
     layers, position = [], 0
     for shape, scales, (name, dim, own, _, shift) in zip(shapes, scale_arrays, header["layers"], strict=True):

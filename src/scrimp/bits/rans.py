@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 def num_lanes(num_symbols: int) -> int:
     """How many lanes a stream has: enough for numpy to be quick, few enough for their states to cost nothing."""
-    return max(1, min(1024, num_symbols // 4096))
+    return max(1, min(1024, num_symbols // 8192))
 
 
 def quantized_frequencies(counts: Ints) -> Ints:
