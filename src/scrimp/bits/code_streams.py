@@ -121,7 +121,8 @@ class _Group:
 
     def symbol_counts(self) -> Ints:
         low_bits = _low_bits(self.bound)  # bounds are multiples of 2^low_bits
-        return self.counts.reshape(-1, 1 << low_bits).sum(axis=1)
+        summed: Ints = self.counts.reshape(-1, 1 << low_bits).sum(axis=1)
+        return summed
 
     def bits(self, num_channels: int) -> float:
         """What the group takes: its codes, its table, and the number of the table at each channel."""

@@ -133,9 +133,10 @@ def take_apart(model: nn.Module, *, fold_norms: bool, live_inputs: Mapping[str, 
         if norm is not None and not _is_foldable(norm, names.get(norm), tensors, tied):
             norm = None
         if norm is not None:
-            scales = scales * _fold(norm, names[norm], layer.module.bias, tensors)
+            layer_bias = layer.module.bias if isinstance(layer.module.bias, Tensor) else None
+            scales = scales * _fold(norm, names[norm], layer_bias, tensors)
             del tensors[f"{names[norm]}.weight"]
-            bias = f"{layer.name}.bias" if layer.module.bias is not None else None
+            bias = f"{layer.name}.bias" if layer_bias is not None else None
             tensors.pop(bias or "", None)
             norms.append(FoldedNorm(names[norm], norm.eps, bias))
         shape = tuple(layer.raw_weight.shape)

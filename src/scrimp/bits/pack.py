@@ -82,7 +82,7 @@ def size_report(
 ) -> SizeReport:
     """What ``model`` takes when it is packed, to the byte, and where. Dead channels that can go do not count.
 
-    Cost: that of ``pack`` without writing; weights are copied to the CPU and coded, about three seconds per ten million.
+    Cost: that of ``pack`` without writing; weights are copied to the CPU and coded, some three seconds per ten million.
     Raises: ConfigError - as ``pack``.
     """
     model = without_ghosts(model)
@@ -117,10 +117,10 @@ def pack(
 
     Args: path - replaced atomically. fold_norms - a batch norm that directly follows a quantised layer (and nothing
         else reads that layer) is taken into its scales as evaluation computes it, and of other batch norms weight and
-        bias alone are kept; the unpacked model then computes the same to rounding, and is not for training on. half - scales, biases and whatever else is float32 and not codes
-        are stored in 16 bits, which changes logits by about a thousandth. graph - also write down what the model
-        computes, as ``torch.export`` sees it in evaluation mode; a few kilobytes. metadata - JSON values to find in the
-        file again (``read_metadata``).
+        bias alone are kept; the unpacked model then computes the same to rounding, and is not for training on. half -
+        scales, biases and whatever else is float32 and not codes are stored in 16 bits, which changes logits by about a
+        thousandth. graph - also write down what the model computes, as ``torch.export`` sees it in evaluation mode; a
+        few kilobytes. metadata - JSON values to find in the file again (``read_metadata``).
     Returns: the report of what was written; ``packed_bytes`` is the size of the file.
     Raises: ConfigError - tensors that are not dense, state that is no tensor, metadata that is not JSON, a graph with
         more in it than operations of torch. ExportError - torch cannot follow the model for its graph. OSError.
