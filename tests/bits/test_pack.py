@@ -405,3 +405,18 @@ def test_packing_changes_nothing(tmp_path):
     scrimp.pack(model, tmp_path / "m.scrimp")
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_inspection_tells_what_packing_told(tmp_path):
+    report = scrimp.pack(trained(), tmp_path / "m.scrimp")
+    info = scrimp.bits.inspect_packed(tmp_path / "m.scrimp")
+    assert info.packed_bytes == report.packed_bytes
+    parts = (info.code_bytes, info.scale_bytes, info.tensor_bytes, info.header_bytes)
+    assert parts == (report.code_bytes, report.scale_bytes, report.tensor_bytes, report.header_bytes)
+    assert sum(parts) == info.packed_bytes
+    assert info.num_weights == report.num_weights
+    for told, layer in zip(info.layers, report.layers, strict=True):
+        assert told.name.removesuffix(".weight") == layer.name
+        assert told.zero_channels == layer.zero_channels
+        assert told.code_bits == layer.code_bits > 0
+        assert told.bits_per_weight == pytest.approx(layer.code_bits / layer.num_weights)

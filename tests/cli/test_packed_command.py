@@ -118,3 +118,12 @@ def test_a_run_says_where_its_packed_model_is_and_that_a_size_was_missed(tmp_pat
     size = json.loads((tmp_path / "run" / "summary.json").read_text())["model_packed_bytes"]
     assert f"packed: {tmp_path / 'run' / 'model.scrimp'}" in told
     assert f"it has {size:,} bytes where --target-bytes asked for 100" in told
+
+
+@pytest.mark.parametrize(("gamma", "is_empty"), [("6", True), ("0.01", False)])
+def test_a_run_says_that_nothing_is_left(tmp_path, capsys, gamma, is_empty):
+    words = ["--model-args", "width=4", "--num-epochs", "2", "--gamma", gamma, "--out", str(tmp_path / "run")]
+    assert main(["train", "digits", "--savings", "bits", *words]) == FINISHED
+    told = said(capsys)
+    assert ("nothing is left of conv1.conv.weight and " in told) is is_empty
+    assert ("a smaller --gamma leaves more" in told) is is_empty

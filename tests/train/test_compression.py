@@ -111,7 +111,12 @@ def test_the_commands_unpack_and_inspect(finished, tmp_path, capsys):
     assert weights.keys() == unpacked.keys()
     assert all(torch.equal(value, unpacked[name]) for name, value in weights.items())
     assert main(["inspect", str(packed)]) == 0
-    assert f"{packed.stat().st_size:,} bytes" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{packed.stat().st_size:,} bytes" in told
+    rows = [line.split() for line in told.splitlines() if ".weight" in line]
+    assert all(0 <= float(bits) < 32 for *_, bits, _ in rows)
+    assert 0 < sum(int(row[-1].replace(",", "")) for row in rows) < packed.stat().st_size
+    assert len(rows) == len(scrimp.bits.inspect_packed(packed).layers)
     before = (finished.run_dir / "model.safetensors").read_bytes()
     assert main(["unpack", str(finished.run_dir)]) == main(["inspect", str(finished.run_dir)]) == 0
     assert (finished.run_dir / "model.safetensors").read_bytes() == before

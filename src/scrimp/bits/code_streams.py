@@ -54,21 +54,29 @@ def encode_channels(channels: Sequence[Ints], *, with_data: bool = True) -> Code
     """Code channels, each a flat array of whole numbers. Without ``with_data`` only their costs are computed."""
     kinds = [0] * len(channels)
     tables, bounds = [], [0]
-    groups = _groups(channels)
-    for kind, group in enumerate(groups, start=1):
+    for kind, group in enumerate(_groups(channels), start=1):
         tables.append(Table(group.bound, tuple(rans.quantized_frequencies(group.symbol_counts()).tolist())))
         bounds.append(group.bound)
         for member in group.members:
             kinds[member] = kind
-    costs = [rans.PRECISION - np.log2(np.maximum(np.array(table.frequencies), 1)) for table in tables]
-    upper, lower, channel_bits = [], [], []
+    upper, lower = [], []
     for codes, kind in zip(channels, kinds, strict=True):
         bound, low_bits = bounds[kind], _low_bits(bounds[kind])
         upper.append((codes + bound) >> low_bits if kind else codes[:0])
         lower.append((codes + bound) & ((1 << low_bits) - 1) if low_bits else codes[:0])
-        channel_bits.append(float(costs[kind - 1][upper[-1]].sum() + low_bits * len(codes)) if kind else 0.0)
     data = _encode(upper, lower, kinds, tables) if with_data else b""
-    return CodeStream(tuple(kinds), tuple(tables), data, tuple(channel_bits))
+    return CodeStream(tuple(kinds), tuple(tables), data, bits_of_channels(channels, kinds, tables))
+
+
+def bits_of_channels(channels: Sequence[Ints], kinds: Sequence[int], tables: Sequence[Table]) -> tuple[float, ...]:
+    """What the codes of each channel take with the table of its kind."""
+    costs = [rans.PRECISION - np.log2(np.maximum(np.array(table.frequencies), 1)) for table in tables]
+    taken = []
+    for codes, kind in zip(channels, kinds, strict=True):
+        bound = tables[kind - 1].bound if kind else 0
+        low_bits = _low_bits(bound)
+        taken.append(float(costs[kind - 1][(codes + bound) >> low_bits].sum()) + low_bits * len(codes) if kind else 0.0)
+    return tuple(taken)
 
 
 def decode_channels(stream: CodeStream, lengths: Sequence[int]) -> list[Ints]:

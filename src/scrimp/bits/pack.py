@@ -1,6 +1,7 @@
 """A compressed model as a file that is as small as its bits say, and back."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,21 +184,32 @@ def read_packed(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class PackedLayerInfo:
-    """A quantised weight of a packed file."""
+    """A quantised weight of a packed file. ``code_bits`` are those of all its codes."""
 
     name: str
     shape: tuple[int, ...]
+    num_channels: int
     zero_channels: int
     least_code: int
     greatest_code: int
+    code_bits: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits in the file for each weight, without its channel's scale."""
+        return self.code_bits / math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class PackedInfo:
-    """What is in a packed file."""
+    """What is in a packed file. The bytes of its parts add up to ``packed_bytes``."""
 
     version: int
     packed_bytes: int
+    code_bytes: int
+    scale_bytes: int
+    tensor_bytes: int
+    header_bytes: int
     layers: tuple[PackedLayerInfo, ...]
     num_weights: int
     num_other_values: int
@@ -208,15 +220,23 @@ def inspect_packed(path: str | os.PathLike[str]) -> PackedInfo:
     """What a packed file consists of; the whole file is read and checked. Raises: FormatError, as ``unpack``."""
     data = Path(path).read_bytes()
     contents, metadata = packed_file.read(data, os.fspath(path))
+    header = packed_file.read_header(data, os.fspath(path))
+    code_bits = packed_file.code_bits(header, contents)
     layers = tuple(
         PackedLayerInfo(
-            one.name, one.shape, int((~one.codes.any(axis=1)).sum()), int(one.codes.min()), int(one.codes.max())
+            one.name, one.shape, num_channels=len(one.codes), zero_channels=int((~one.codes.any(axis=1)).sum()),
+            least_code=int(one.codes.min()), greatest_code=int(one.codes.max()), code_bits=code_bits[one.name],
         )
         for one in contents.layers
-    )
+    )  # fmt: skip
     others = sum(tensor.numel() for tensor in contents.tensors.values())
     num_weights = sum(one.codes.size for one in contents.layers)
-    return PackedInfo(packed_file.VERSION, len(data), layers, num_weights, others, metadata)
+    parts = header["sections"]
+    return PackedInfo(
+        packed_file.VERSION, len(data), code_bytes=parts[0], scale_bytes=parts[1], tensor_bytes=parts[2],
+        header_bytes=len(data) - sum(parts), layers=layers, num_weights=num_weights, num_other_values=others,
+        metadata=metadata,
+    )  # fmt: skip
 
 
 def fill_(model: nn.Module, contents: Contents) -> nn.Module:
@@ -253,7 +273,7 @@ def _report(model: nn.Module, contents: Contents, packed: packed_file.PackedByte
             LayerSize(
                 name=layer.name, num_channels=len(stored.codes), zero_channels=int((~stored.codes.any(axis=1)).sum()),
                 original_channels=facts.num_channels, num_weights=stored.codes.size, original_weights=facts.num_weights,
-                mean_bits=float(layer.bits.mean()), code_bits=sum(packed.channel_bits[stored.name]),
+                mean_bits=float(layer.bits.mean()), code_bits=math.fsum(packed.channel_bits[stored.name]),
             )
         )  # fmt: skip
     own = {id(t): t for layer in unique for t in layer.quantizer.parameters()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scrimp._core.structure import Structure
 from scrimp.bits import rans
-from scrimp.bits.code_streams import CodeStream, Table, decode_channels, encode_channels
+from scrimp.bits.code_streams import CodeStream, Table, bits_of_channels, decode_channels, encode_channels
 from scrimp.bits.contents import Contents, FoldedNorm, PackedLayer
 from scrimp.errors import ConfigError, FormatError
 
@@ -141,13 +141,12 @@ def _contents(header: dict[str, Any], sections: list[bytes]) -> Contents:
     structure = Structure.from_state(header["structure"])
     shapes = [structure.shapes[name] for name, *_ in header["layers"]]
     kinds = tuple(kind for _, _, own, *_ in header["layers"] for kind in own)
-    tables = tuple(Table(int(bound), tuple(frequencies)) for bound, frequencies in header["tables"])
     lengths = []
     for shape, (_, dim, own, *_) in zip(shapes, header["layers"], strict=True):
         if shape[dim] != len(own):
             raise ValueError("a layer has another number of channels than its shape says")
         lengths += [math.prod(shape) // shape[dim]] * len(own)
-    channels = decode_channels(CodeStream(kinds, tables, sections[0], ()), lengths)
+    channels = decode_channels(CodeStream(kinds, _tables(header), sections[0], ()), lengths)
     scale_arrays = _unshuffled(sections[1], [((len(own),), dtype) for _, _, own, dtype, _ in header["layers"]])
     layers, position = [], 0
     for shape, scales, (name, dim, own, _, shift) in zip(shapes, scale_arrays, header["layers"], strict=True):
@@ -162,6 +161,19 @@ def _contents(header: dict[str, Any], sections: list[bytes]) -> Contents:
     norms = tuple(FoldedNorm(name, float(eps), bias) for name, eps, bias in header["norms"])
     tied = {str(name): str(first) for name, first in header["tied"].items()}
     return Contents(structure, tuple(layers), norms, tensors, tied, header.get("program"))
+
+
+def code_bits(header: Mapping[str, Any], contents: Contents) -> dict[str, float]:
+    """What the codes of each layer take in a file with these contents and this header."""
+    tables = _tables(header)
+    return {
+        layer.name: math.fsum(bits_of_channels(list(layer.codes), kinds, tables))
+        for layer, (_, _, kinds, *_) in zip(contents.layers, header["layers"], strict=True)
+    }
+
+
+def _tables(header: Mapping[str, Any]) -> tuple[Table, ...]:
+    return tuple(Table(int(bound), tuple(frequencies)) for bound, frequencies in header["tables"])
 
 
 @dataclass(frozen=True)

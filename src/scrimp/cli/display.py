@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from scrimp._core.ranks import is_main
+from scrimp.bits import inspect_packed
 from scrimp.cli.output import output_may_vanish
 from scrimp.errors import MissingDependencyError
 from scrimp.report.network import profile_rows
@@ -114,6 +115,13 @@ def _packed_lines(ended: Run) -> list[str]:
             else "fewer bytes do as well: bits end at 16"
         )
         lines.append(f"it has {size:,} bytes where --target-bytes asked for {target:,}; {why}")
+    empty = [one.name for one in inspect_packed(packed).layers if one.zero_channels == one.num_channels]
+    if empty:
+        others = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        lines.append(
+            f"nothing is left of {empty[0]}{others}: every weight is zero, and what passes through it depends on the "
+            f"input no more; {'a larger --target-bytes' if target else 'a smaller --gamma'} leaves more"
+        )
     return lines
 
 

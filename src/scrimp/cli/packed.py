@@ -102,13 +102,18 @@ def inspect_command(words: Sequence[str]) -> int:
     file = _packed_file(namespace.file)
     packed = bits.inspect_packed(file)
     print(f"{file}: {packed.packed_bytes:,} bytes, format version {packed.version}")
-    print(f"{'layer':<40} {'shape':>20} {'zero channels':>14} {'codes from..to':>15}")
+    print(f"{'layer':<40} {'shape':>20} {'zero channels':>14} {'codes from..to':>15} {'bits/weight':>12} {'bytes':>9}")
     for layer in packed.layers:
         shape = "x".join(map(str, layer.shape))
         print(
-            f"{layer.name:<40} {shape:>20} {layer.zero_channels:>14,} {layer.least_code:>6} ..{layer.greatest_code:>6}"
+            f"{layer.name:<40} {shape:>20} {layer.zero_channels:>14,} {layer.least_code:>6} ..{layer.greatest_code:>6} "
+            f"{layer.bits_per_weight:>12.2f} {layer.code_bits / 8:>9,.0f}"
         )
     print(f"{packed.num_weights:,} quantised weights; {packed.num_other_values:,} other values")
+    print(
+        f"bytes: codes {packed.code_bytes:,}, scales {packed.scale_bytes:,}, other values {packed.tensor_bytes:,}, "
+        f"header {packed.header_bytes:,}"
+    )
     return EXIT_DONE
 
 
