@@ -115,6 +115,25 @@ def test_a_sweep_counts_plain_training_alone_as_plain(tmp_path):
     assert "Size against quality" not in render_comparison(write(tmp_path / "d"))
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "shown"),
+    [
+        ((0.92, 0.918, 0.80), "0.02"),
+        ((0.95, 0.93, 0.921), "0.04"),
+        ((0.90, 0.898, 0.88), "0.02"),
+        ((0.90, 0.85, 0.80), "0.01"),
+    ],
+)
+def test_a_sweep_shows_the_smallest_model_that_is_as_good(tmp_path, accuracies, shown):
+    gammas = ("0.01", "0.02", "0.04")
+    changes = {
+        "plain": {}, **{f"bits-gamma-{gamma}": {"model_packed_bytes": round(9000 / float(gamma))} for gamma in gammas}
+    }  # fmt: skip
+    of = {"plain": 0.92, **{f"bits-gamma-{gamma}": one for gamma, one in zip(gammas, accuracies, strict=True)}}
+    found = write(tmp_path / "c", changes=changes, seeds=1, accuracy=lambda variant, seed: of[variant])
+    assert f"with bits-gamma-{shown}" in render_comparison(found)
+
+
 def test_energy_of_runs_beside_one_another_is_nobodys(tmp_path):
     CHANGES["all"]["energy_joules"] = 900.0
     try:

@@ -1,12 +1,14 @@
 """The page of a comparison: what was saved at a glance, the table, trade-offs, curves, and what changed inside."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from statistics import mean
 
 from scrimp.report.architecture import architecture_of
 from scrimp.report.comparison import (
+    ACCURACY,
     CHECKPOINTS,
     CPU_SECONDS,
     LOSS,
@@ -38,7 +40,8 @@ _MAX_CURVES = 8
 _COLOURS = {
     "plain": "p7", "shortened": "p4", "samples": "p1", "steps": "p3", "bits": "p6", "checkpoints": "p2", _ALL: "s2",
 }  # fmt: skip
-_OTHER_COLOURS = ("p5", "s1", "s3", "p6", "p1", "p3")
+_OTHER_COLOURS = ("p5", "s1", "s3", "p4", "s4", "p2")
+_AS_GOOD = {LOSS: 0.01, ACCURACY: 0.005}  # nats; half a point
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -59,11 +62,13 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _at_a_glance(comparison: Comparison) -> tuple[Fact, ...]:
-    """All savings together, or the last variant, beside plain training."""
+    """All savings together, or else the smallest model that is as good as plain training, beside that."""
     variants = [variant for variant in comparison.finished() if variant is not comparison.plain]
     if not variants or comparison.plain is None:
         return ()
-    shown = next((variant for variant in variants if variant.name == _ALL), variants[-1])
+    shown = next((variant for variant in variants if variant.name == _ALL), None) or _smallest_good(
+        comparison, variants
+    )
     facts = [_result_fact(comparison, shown)]
     time = (SECONDS, "training time", format_seconds)
     if comparison.num_at_once > 1:
@@ -78,6 +83,24 @@ def _at_a_glance(comparison: Comparison) -> tuple[Fact, ...]:
             facts.append(Fact(label, ratio_text(ours.ratio), note))
     store = _checkpoint_ratios(shown)
     return (*facts, *([store] if store is not None else []))
+
+
+def _smallest_good(comparison: Comparison, variants: Sequence[Variant]) -> Variant:
+    """The smallest model within half a point of plain training, or of the best if none is; the last of those alike."""
+    measure = result_measure(comparison)
+    sign = 1.0 if measure is LOSS else -1.0
+
+    def of(variant: Variant, what: Measure) -> float:
+        found = cell(comparison, variant, what)
+        return math.inf if found is None else found.mean
+
+    def loss(variant: Variant) -> float:
+        return sign * of(variant, measure)
+
+    assert comparison.plain is not None
+    limit = max(loss(comparison.plain), min(map(loss, variants))) + _AS_GOOD[measure]
+    good = [variant for variant in variants if loss(variant) <= limit]
+    return min(reversed(good), key=lambda variant: of(variant, MODEL))
 
 
 def _result_fact(comparison: Comparison, shown: Variant) -> Fact:
