@@ -68,6 +68,14 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert "no run has finished" in done.out
 
 
+def test_what_all_runs_fail_with_is_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--variants", "plain", "steps", "--seeds", "1", "--model", "nope", "--out", "c"]) == 1
+    told = capsys.readouterr().err
+    assert "seed0 and 1 more failed: no model is called 'nope'" in told
+    assert told.count("no model is called") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -16,7 +16,7 @@ from scrimp.cli.compare_display import open_progress
 from scrimp.cli.flags import add_config_flags, apply_flags, given_flags, parse
 from scrimp.cli.main import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from scrimp.cli.output import output_may_vanish
-from scrimp.cli.run_pool import carry_out
+from scrimp.cli.run_pool import Failure, carry_out
 from scrimp.cli.stopping import on_stop
 from scrimp.cli.tables import show_comparison
 from scrimp.errors import ConfigError, FormatError
@@ -85,9 +85,19 @@ def compare_command(words: Sequence[str]) -> int:
         for path in files:
             print(path)
         sys.stdout.flush()
-    for failure in failures:
-        print(f"{failure.run.run_dir.name} failed: {failure.message} (all it said: {failure.log})", file=sys.stderr)
+    for message, alike in _by_message(failures).items():
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        name, log = alike[0].run.run_dir.name, alike[0].log
+        print(f"{name}{others} failed: {message} (all it said: {log})", file=sys.stderr)
     return EXIT_FAILED if failures else EXIT_DONE
+
+
+def _by_message(failures: Sequence[Failure]) -> dict[str, list[Failure]]:
+    """Failures by what they say, in the order of the first of each."""
+    found: dict[str, list[Failure]] = {}
+    for failure in failures:
+        found.setdefault(failure.message, []).append(failure)
+    return found
 
 
 def _parser(defaults: TrainConfig) -> Parser:
