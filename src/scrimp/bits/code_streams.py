@@ -154,16 +154,19 @@ def _groups(channels: Sequence[Ints]) -> list[_Group]:
     Groups of one bound and nearly one entropy are joined, each with its neighbour in that order, as long as that takes
     fewer bits, the pair that saves the most first.
     """
-    first: dict[tuple[int, int], _Group] = {}
+    found: dict[tuple[int, int], tuple[list[int], Ints]] = {}
     for index, codes in enumerate(channels):
         bound = bound_of(codes)
         if bound:
             counts = np.bincount(codes + bound, minlength=2 * bound)
             present = counts[counts > 0]
             entropy = float((present * np.log2(len(codes) / present)).sum()) / len(codes)
-            group, key = _Group(bound, (index,), counts), (bound, int(entropy / _ENTROPY_STEP))
-            first[key] = first[key].joined(group) if key in first else group
-    groups = [first[key] for key in sorted(first)]
+            members, sums = found.setdefault((bound, int(entropy / _ENTROPY_STEP)), ([], np.zeros_like(counts)))
+            members.append(index)
+            sums += counts
+    groups = [
+        _Group(key[0], tuple(members), sums) for key, (members, sums) in sorted(found.items(), key=lambda one: one[0])
+    ]
     bits = [group.bits(len(channels)) for group in groups]
     pairs = [groups[i].joined(groups[i + 1]) for i in range(len(groups) - 1)]
     pair_bits = [pair.bits(len(channels)) for pair in pairs]
