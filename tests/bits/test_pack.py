@@ -260,12 +260,14 @@ def test_few_channels_share_what_costs_the_least():
 
 
 @pytest.mark.parametrize("change", [
-    {"kinds": (3, 1)}, {"kinds": (-1, 1)}, {"bound": 0}, {"bound": 9}, {"frequencies": (1, 1)},
+    {"kinds": (3, 1)}, {"kinds": (-1, 1)}, {"bound": 0}, {"bound": 9}, {"frequencies": (1, 1)}, {"bound": 17},
+    {"bound": 1 << 50}, {"bound": 1 << 34, "frequencies": (rans.TOTAL, *[0] * 31)}, {"num_tables": 9},
 ])  # fmt: skip
 def test_streams_of_another_form_are_refused(change):
     stream = encode_channels([np.array([0, 1, -1, 0, 1]), np.array([0, 0, -1, 0, 1])])
-    table = dataclasses.replace(stream.tables[0], **{key: change[key] for key in change if key != "kinds"})
-    changed = dataclasses.replace(stream, kinds=change.get("kinds", stream.kinds), tables=(table, *stream.tables[1:]))
+    fields = {key: value for key, value in change.items() if key in ("bound", "frequencies")}
+    tables = (dataclasses.replace(stream.tables[0], **fields), *stream.tables[1:]) * change.get("num_tables", 1)
+    changed = dataclasses.replace(stream, kinds=change.get("kinds", stream.kinds), tables=tables)
     assert len(decode_channels(stream, [5, 5])) == 2
     with pytest.raises(ValueError, match="table"):
         decode_channels(changed, [5, 5])
@@ -297,6 +299,116 @@ def test_norms_elsewhere_keep_weight_and_bias_alone(tmp_path, tied):
     assert torch.equal(plain[2].running_var, model[2].running_var) is tied
     whole = scrimp.size_report(model, fold_norms=False)
     assert folded.packed_bytes < whole.packed_bytes or tied
+
+
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, 1 + self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.silu(super().forward(x))
+
+
+class Twice(nn.Module):
+    """A norm behind two layers (``kind`` ``"norm"``), or a layer called twice, once with a norm behind."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.b, self.norm, self.kind = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), kind
+
+    def forward(self, x):
+        if self.kind == "norm":
+            return self.norm(self.b(torch.relu(self.norm(self.a(x)))))
+        return self.a(torch.relu(self.norm(self.a(x))))
+
+
+class OtherAxis(nn.Module):
+    """Five channels for the layer, and five places for the norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(8, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.norm(self.layer(x.flatten(2)[:, :1, :40].reshape(-1, 5, 8)))
+
+
+class TiedBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        self.b.bias = self.a.bias
+
+    def forward(self, x):
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+
+class SharedWeight(TiedBias):
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Conv2d(3, 3, 1)
+        self.b.weight = self.a.weight
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm2d(3).double(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.layer(self.norm(x.double()).float())
+
+
+def with_norm(norm):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), norm, nn.Conv2d(8, 6, 1), type(norm)(6))
+
+
+def without_counter():
+    model = with_norm(nn.BatchNorm2d(8))
+    for norm in (model[2], model[4]):
+        norm.num_batches_tracked = None
+        norm.momentum = 0.1
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: with_norm(OwnForward(8)), lambda: with_norm(Activated(8)), lambda: with_norm(nn.SyncBatchNorm(8)),
+        lambda: with_norm(scrimp.steps.GhostBatchNorm2d(8)), lambda: with_norm(nn.BatchNorm2d(8, momentum=None)),
+        lambda: with_norm(nn.BatchNorm2d(8, eps=3.0)), lambda: with_norm(nn.BatchNorm2d(8, affine=False)),
+        lambda: with_norm(nn.BatchNorm2d(8, track_running_stats=False)), without_counter, OtherAxis, TiedBias,
+        SharedWeight, Mixed, lambda: Twice("norm"), lambda: Twice("layer"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_norm_is_folded_wrongly(tmp_path, make, graph):
+    model = with_statistics(make())
+    scrimp.pack(model, tmp_path / "m.scrimp", graph=graph)
+    plain = scrimp.unpack(tmp_path / "m.scrimp", *([] if graph else [make()]))
+    assert (plain(IMAGES) - model(IMAGES)).abs().max() <= 2e-5
+
+
+def with_statistics(model):
+    self_compress_(model, IMAGES)
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for name, tensor in module.state_dict(keep_vars=True).items():
+                    if tensor.is_floating_point():
+                        least = 0.5 if name in ("weight", "running_var") else 0.0
+                        tensor.copy_(torch.rand(tensor.shape, generator=draws) + least)
+    return model.eval()
+
+
+def test_a_norm_of_another_forward_is_folded_if_it_computes_the_same():
+    whole, folded = (scrimp.size_report(with_statistics(with_norm(kind(8)))) for kind in (OwnForward, Activated))
+    assert folded.tensor_bytes < whole.tensor_bytes
 
 
 def test_no_norm_is_folded_where_nothing_is_quantised(tmp_path):
@@ -370,6 +482,60 @@ def test_a_right_checksum_around_nonsense_is_refused(tmp_path, header):
     (tmp_path / "m.scrimp").write_bytes(sealed(header))
     with pytest.raises(FormatError):
         scrimp.unpack(tmp_path / "m.scrimp", net())
+
+
+def rewritten(data, change):
+    """The packed file ``data`` with its header as ``change`` leaves it."""
+    start, length = 24, struct.unpack_from("<I", data, 12)[0]
+    header = json.loads(zlib.decompress(data[start : start + length]))
+    change(header)
+    return sealed(header, data[start + length : -16])
+
+
+def nested(*keys, value):
+    def change(header):
+        for key in keys[:-1]:
+            header = header[key]
+        header[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nested("layers", 0, 2, 0, value=1.0), nested("layers", 0, 2, 0, value="1"), nested("layers", 0, 1, value=-1),
+        nested("tables", 0, 1, 0, value="7"), nested("tables", 0, 0, value=2.0), nested("sections", 0, value="9"),
+        nested("sections", 0, value=float("inf")), nested("sections", value=[]), nested("metadata", value=None),
+        lambda header: header.pop("metadata"), lambda header: header["tables"].extend([[1, [8192, 8192]]] * 100_000),
+        nested("norms", value=[["nobody", 1e-5, None]]), nested("tied", value={"x": "nobody"}),
+        nested("structure", "shapes", "6.weight", value=[0, 5]),
+    ],
+)  # fmt: skip
+def test_headers_that_say_something_else_are_refused(tmp_path, change):
+    scrimp.pack(trained(), tmp_path / "m.scrimp")
+    data = (tmp_path / "m.scrimp").read_bytes()
+    path = tmp_path / "changed.scrimp"
+    path.write_bytes(rewritten(data, lambda header: None))
+    assert scrimp.bits.inspect_packed(path).num_weights
+    path.write_bytes(rewritten(data, change))
+    for read in (scrimp.bits.inspect_packed, lambda file: scrimp.unpack(file, net()), scrimp.bits.read_packed):
+        with pytest.raises(FormatError):
+            read(path)
+
+
+def test_damaged_sections_are_refused(tmp_path):
+    scrimp.pack(trained(), tmp_path / "m.scrimp")
+    data = (tmp_path / "m.scrimp").read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    header = json.loads(zlib.decompress(data[24 : 24 + length]))
+    for section in range(3):
+        body = bytearray(data[24 + length : -16])
+        start = sum(header["sections"][:section])
+        body[start : start + 4] = b"\xff\x00\xff\x00"
+        (tmp_path / "m.scrimp").write_bytes(sealed(header, bytes(body)))
+        with pytest.raises(FormatError):
+            scrimp.unpack(tmp_path / "m.scrimp", net())
 
 
 def test_another_version_is_named(tmp_path):

@@ -122,6 +122,9 @@ def test_a_sweep_counts_plain_training_alone_as_plain(tmp_path):
         ((0.95, 0.93, 0.921), "0.04"),
         ((0.90, 0.898, 0.88), "0.02"),
         ((0.90, 0.85, 0.80), "0.01"),
+        ((0.918, 0.914, 0.80), "0.01"),
+        ((0.914, 0.91, 0.80), "0.02"),
+        ((None, 0.918, 0.80), "0.02"),
     ],
 )
 def test_a_sweep_shows_the_smallest_model_that_is_as_good(tmp_path, accuracies, shown):

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from scrimp.bits import rans
 
 Ints = NDArray[np.int64]
-_LARGEST_TABLE = (
-    16  # entries on each side of zero; codes are spread so evenly beyond that more are not worth their place
-)
+_TABLE_REACH = 16  # most entries of a table on each side of zero; more would not be worth their place
 _ENTROPY_STEP = 0.125  # bits; channels whose codes' entropies are as near as this begin in one group
 _BITS_PER_ENTRY = 15.0  # of a table, as the header's zlib stores it
 
@@ -84,19 +82,24 @@ def decode_channels(stream: CodeStream, lengths: Sequence[int]) -> list[Ints]:
     if not lengths:
         return []
     kinds, sizes = np.array(stream.kinds, dtype=np.int64), np.array(lengths, dtype=np.int64)
+    if len(stream.tables) > len(lengths):
+        raise ValueError("there are more tables than channels")
     for number, table in enumerate(stream.tables):
+        low_bits = _low_bits(max(1, table.bound))
+        is_fit = table.bound >= 1 and low_bits <= rans.PRECISION and table.bound % (1 << low_bits) == 0
         frequencies = np.array(table.frequencies, dtype=np.int64)
-        is_fit = table.bound >= 1 and len(frequencies) == _num_symbols(table.bound) and (frequencies >= 0).all()
-        if not is_fit or frequencies.sum() != rans.TOTAL:
+        if not is_fit or len(frequencies) != _num_symbols(table.bound) or frequencies.min() < 0:
             raise ValueError(f"table {number} is not one of frequencies")
+        if frequencies.sum() != rans.TOTAL:
+            raise ValueError(f"the frequencies of table {number} do not add up")
     if kinds.min() < 0 or kinds.max() > len(stream.tables):
         raise ValueError("a channel has a table that is not there")
     bounds = np.array([0, *(table.bound for table in stream.tables)], dtype=np.int64)[kinds]
-    low_bits = np.array([_low_bits(int(bound)) for bound in bounds], dtype=np.int64)
-    upper_lengths, lower_lengths = np.where(kinds > 0, sizes, 0), np.where(low_bits > 0, sizes, 0)
-    widths = sorted(set(low_bits.tolist()) - {0})
+    shifts = np.array([_low_bits(int(bound)) for bound in bounds], dtype=np.int64)
+    upper_lengths, lower_lengths = np.where(kinds > 0, sizes, 0), np.where(shifts > 0, sizes, 0)
+    widths = sorted(set(shifts.tolist()) - {0})
     rows = [*(np.array(table.frequencies, dtype=np.int64) for table in stream.tables), *map(_uniform, widths)]
-    raw_kinds = len(stream.tables) + np.searchsorted(widths, low_bits)
+    raw_kinds = len(stream.tables) + np.searchsorted(widths, shifts)
     contexts = np.repeat(
         np.concatenate([np.maximum(kinds - 1, 0), raw_kinds]), np.concatenate([upper_lengths, lower_lengths])
     )
@@ -113,7 +116,7 @@ def decode_channels(stream: CodeStream, lengths: Sequence[int]) -> list[Ints]:
     uppers = np.split(decoded[: upper_lengths.sum()], np.cumsum(upper_lengths)[:-1])
     lowers = np.split(decoded[upper_lengths.sum() :], np.cumsum(lower_lengths)[:-1])
     channels = []
-    for length, bound, bits, upper, lower in zip(lengths, bounds, low_bits, uppers, lowers, strict=True):
+    for length, bound, bits, upper, lower in zip(lengths, bounds, shifts, uppers, lowers, strict=True):
         joined = (upper << bits) + (lower if bits else 0) - bound
         channels.append(joined if bound else np.zeros(length, dtype=np.int64))
     return channels
@@ -203,7 +206,7 @@ def _encode(upper: list[Ints], lower: list[Ints], kinds: list[int], tables: list
 
 
 def _low_bits(bound: int) -> int:
-    return max(0, -(-bound // _LARGEST_TABLE) - 1).bit_length()
+    return max(0, -(-bound // _TABLE_REACH) - 1).bit_length()
 
 
 def _num_symbols(bound: int) -> int:

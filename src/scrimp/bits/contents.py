@@ -1,5 +1,6 @@
 """What a packed file is made of: codes and scales of quantised layers, and the other tensors of the plain model."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def take_apart(model: nn.Module, *, fold_norms: bool, live_inputs: Mapping[str, 
         codes = rows.flatten(1).numpy().astype(np.int64)
         scales = layer.scales().double().cpu()
         norm = _norm_after(layer) if fold_norms else None
-        if norm is not None and not _is_foldable(norm, names.get(norm), tensors, tied):
+        shared = {*tied, *tied.values()}.intersection((plain, f"{layer.name}.bias"))
+        if norm is not None and (shared or not _is_foldable(norm, names.get(norm), tensors, tied)):
             norm = None
         if norm is not None:
             layer_bias = layer.module.bias if isinstance(layer.module.bias, Tensor) else None
@@ -154,9 +156,45 @@ def _norm_after(layer: QuantizedLayer) -> _BatchNorm | None:
 
 
 def _is_foldable(norm: _BatchNorm, name: str | None, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> bool:
-    """Whether the norm has all its tensors, not folded yet, and for itself."""
-    mine = {f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
-    return norm.affine and tensors.keys() >= mine and mine.isdisjoint(tied.values())
+    """Whether the norm has all its tensors, not folded yet, for itself, in float32, and computes what a norm does."""
+    if not norm.affine or norm.running_var is None:
+        return False
+    parts = [f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    if not tensors.keys() >= set(parts) or not set(parts).isdisjoint(tied.values()):
+        return False
+    return all(tensors[part].dtype is torch.float32 for part in parts[:-1]) and _folds(norm)
+
+
+def _folds(norm: _BatchNorm) -> bool:
+    """Whether evaluation gives the same after folding, as a subclass with a forward of its own may not."""
+    if type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return True
+    whole = copy.deepcopy(norm).cpu().eval()
+    mean, variance = whole.running_mean, whole.running_var
+    assert mean is not None
+    assert variance is not None
+    tensors: dict[str, Tensor] = {}
+    gain = _fold(whole, "", None, tensors)
+    folded = copy.deepcopy(whole)
+    new = {
+        "weight": gain,
+        "bias": tensors[".bias"],
+        "running_mean": mean * 0,
+        "running_var": variance * 0 + 1 - norm.eps,
+    }
+    folded.load_state_dict(new, strict=False)
+    draws = torch.Generator().manual_seed(0)
+    for dims in ((), (3,), (3, 3), (2, 3, 3)):
+        beside = (-1, *(1 for _ in dims))
+        drawn = torch.randn(4, norm.num_features, *dims, generator=draws)
+        x = drawn * variance.sqrt().view(beside) + mean.view(beside)
+        try:
+            with torch.no_grad():
+                expected, given = whole(x), folded(x)
+        except (ValueError, RuntimeError):  # made for other dimensions
+            continue
+        return torch.allclose(given, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    return False
 
 
 def _fold(norm: _BatchNorm, name: str, layer_bias: Tensor | None, tensors: dict[str, Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ def pack(
 
     Args: path - replaced atomically. fold_norms - a batch norm that directly follows a quantised layer (and nothing
         else reads that layer) is taken into its scales as evaluation computes it, and of other batch norms weight and
-        bias alone are kept; the unpacked model then computes the same to rounding, and is not for training on. half -
+        bias alone are kept, if they are float32 and their own; the unpacked model then computes the same to rounding,
+        and is not for training on, nor for code that reads the statistics of its norms. half -
         scales, biases and whatever else is float32 and not codes are stored in 16 bits, which changes logits by about a
         thousandth. graph - also write down what the model computes, as ``torch.export`` sees it in evaluation mode; a
         few kilobytes. metadata - JSON values to find in the file again (``read_metadata``).
@@ -196,7 +198,7 @@ class PackedLayerInfo:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits in the file for each weight, without its channel's scale."""
+        """Bits of codes for each weight: without scales, and the tables that all layers share."""
         return self.code_bits / math.prod(self.shape)
 
 
@@ -253,7 +255,10 @@ def fill_(model: nn.Module, contents: Contents) -> nn.Module:
         where = "the file" if unlike[0] in state else "the model"
         raise StructureError(f"{unlike[0]!r} is only in {where}: the file is of another model")
     apply_structure_(model, _present_names(contents.structure, model))
-    model.load_state_dict(state)
+    loaded = OrderedDict(state)
+    # with the versions of its modules, or a norm without a counter would be given one
+    loaded._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(loaded)
     return model.eval()
 
 

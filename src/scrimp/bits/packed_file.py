@@ -25,6 +25,9 @@ VERSION = 1
 _PREFIX = struct.Struct("<8sIIQ")  # magic, version, bytes of the header, bytes of the file
 _DIGEST_BYTES = 16
 _MOST_HEADER_BYTES = 1 << 28
+_WRONG_CONTENTS = (
+    LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError, zlib.error,
+)  # fmt: skip
 _BYTES_PER_LANE = 3  # that a lane takes beyond what its symbols are worth
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
@@ -100,7 +103,7 @@ def read(data: bytes, where: str) -> tuple[Contents, dict[str, Any]]:
     header, sections = _checked(data, where)
     try:
         return _contents(header, sections), header["metadata"]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+    except _WRONG_CONTENTS as error:
         raise FormatError(f"{where} has the right checksum but not the right contents: {error!r}") from error
 
 
@@ -125,8 +128,11 @@ def _checked(data: bytes, where: str) -> tuple[dict[str, Any], list[bytes]]:
         inflate = zlib.decompressobj()
         text = inflate.decompress(data[_PREFIX.size : _PREFIX.size + header_bytes], _MOST_HEADER_BYTES)
         header = json.loads(text)
-        sizes = [int(size) for size in header["sections"]]
-    except (zlib.error, json.JSONDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        codes, scales, tensors = (_whole(size) for size in header["sections"])
+        sizes = (codes, scales, tensors)
+        if not isinstance(header["metadata"], dict):
+            raise TypeError("its metadata is no object")
+    except (*_WRONG_CONTENTS, RecursionError) as error:
         raise FormatError(f"{where} has a header that cannot be read: {error!r}") from error
     sections, position = [], _PREFIX.size + header_bytes
     for size in sizes:
@@ -140,10 +146,10 @@ def _checked(data: bytes, where: str) -> tuple[dict[str, Any], list[bytes]]:
 def _contents(header: dict[str, Any], sections: list[bytes]) -> Contents:
     structure = Structure.from_state(header["structure"])
     shapes = [structure.shapes[name] for name, *_ in header["layers"]]
-    kinds = tuple(kind for _, _, own, *_ in header["layers"] for kind in own)
+    kinds = tuple(_whole(kind) for _, _, own, *_ in header["layers"] for kind in own)
     lengths = []
     for shape, (_, dim, own, *_) in zip(shapes, header["layers"], strict=True):
-        if shape[dim] != len(own):
+        if min(shape) < 1 or not 0 <= dim < len(shape) or shape[dim] != len(own):
             raise ValueError("a layer has another number of channels than its shape says")
         lengths += [math.prod(shape) // shape[dim]] * len(own)
     channels = decode_channels(CodeStream(kinds, _tables(header), sections[0], ()), lengths)
@@ -160,6 +166,9 @@ def _contents(header: dict[str, Any], sections: list[bytes]) -> Contents:
     }
     norms = tuple(FoldedNorm(name, float(eps), bias) for name, eps, bias in header["norms"])
     tied = {str(name): str(first) for name, first in header["tied"].items()}
+    there = tensors.keys() | {layer.name for layer in layers}
+    if missing := sorted({*tied.values(), *(f"{norm.name}.bias" for norm in norms)} - there):
+        raise ValueError(f"it names {missing[0]!r}, which is not there")
     return Contents(structure, tuple(layers), norms, tensors, tied, header.get("program"))
 
 
@@ -173,7 +182,13 @@ def code_bits(header: Mapping[str, Any], contents: Contents) -> dict[str, float]
 
 
 def _tables(header: Mapping[str, Any]) -> tuple[Table, ...]:
-    return tuple(Table(int(bound), tuple(frequencies)) for bound, frequencies in header["tables"])
+    return tuple(Table(_whole(bound), tuple(map(_whole, frequencies))) for bound, frequencies in header["tables"])
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
 
 
 @dataclass(frozen=True)

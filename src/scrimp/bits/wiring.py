@@ -4,6 +4,7 @@ Channels that are the same for the model (the outputs of a layer and the inputs 
 are of one class. A ``Wiring`` is plain data; the channel graph makes it, and ``trace_modules`` makes a poorer one.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ class Wiring:
     ``inputs`` has a class for each input channel of a layer, ``outputs`` for each output channel; numbers count from 0
     to ``len(is_external)``. A class that ``is_external`` also has channels that are never removed by zero bits: the
     model's input, or the output of something that is not quantised. ``norms`` has, by layer, the batch norm that its
-    output goes to, and to nothing else.
+    output goes to, and to nothing else; both are called once.
     """
 
     inputs: Mapping[str, Classes]
@@ -119,6 +120,7 @@ class _Tracer(TorchFunctionMode):
         self._constants: dict[str, Constant] = {}
         self._norms: dict[str, nn.Module] = {}
         self._readers: dict[str, int] = {}
+        self._calls: Counter[nn.Module] = Counter()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -132,6 +134,7 @@ class _Tracer(TorchFunctionMode):
 
     def note(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A forward hook."""
+        self._calls[module] += 1
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if not isinstance(output, Tensor) or len(tensors) != 1:
             return
@@ -151,7 +154,11 @@ class _Tracer(TorchFunctionMode):
         for name in self.layers:  # never called as a module
             if name not in self._outputs:
                 self._pass_layer(name, None)
-        norms = {name: norm for name, norm in self._norms.items() if self._readers.get(name) == 1}
+        norms = {
+            name: norm
+            for name, norm in self._norms.items()
+            if self._readers.get(name) == self._calls[norm] == self._calls[self.layers[name].module] == 1
+        }
         external = torch.tensor(self._external, dtype=torch.bool)
         return Wiring(self._inputs, self._outputs, external, tuple(self._constants.values()), norms)
 
@@ -170,7 +177,8 @@ class _Tracer(TorchFunctionMode):
     def _follow(self, module: nn.Module, flow: _Flow, output: Tensor) -> _Flow | None:
         if isinstance(module, _BatchNorm):
             if flow.source is not None and flow.norm is None and not flow.is_settled:
-                if flow.is_raw:
+                is_linear = isinstance(self.layers[flow.source].module, nn.Linear | nn.Embedding)
+                if flow.is_raw and (output.dim() == 2 or not is_linear):  # or channels are not what is normalised
                     self._norms[flow.source] = module
                 return _Flow(output, flow.classes, flow.source, module)
             return _Flow(output, flow.classes, is_settled=True)

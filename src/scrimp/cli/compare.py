@@ -42,6 +42,9 @@ from scrimp.train.variants import BIT_SETTINGS, SAMPLE_SETTINGS, SAVINGS
 _DEFAULT_RECIPE = "digits"
 _NUM_SEEDS = 2
 _NUM_GAMMAS = 6
+_MOST_NAMED = 3  # of runs that failed alike
+
+_MOST_NAMED = 3  # of runs that failed alike
 
 
 def compare_command(words: Sequence[str]) -> int:
@@ -86,9 +89,9 @@ def compare_command(words: Sequence[str]) -> int:
             print(path)
         sys.stdout.flush()
     for message, alike in _by_message(failures).items():
-        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        name, log = alike[0].run.run_dir.name, alike[0].log
-        print(f"{name}{others} failed: {message} (all it said: {log})", file=sys.stderr)
+        names = ", ".join(failure.run.run_dir.name for failure in alike[:_MOST_NAMED])
+        others = f" and {len(alike) - _MOST_NAMED} more" if len(alike) > _MOST_NAMED else ""
+        print(f"{names}{others} failed: {message} (all it said: {alike[0].log})", file=sys.stderr)
     return EXIT_FAILED if failures else EXIT_DONE
 
 
