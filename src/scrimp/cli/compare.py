@@ -44,8 +44,6 @@ _NUM_SEEDS = 2
 _NUM_GAMMAS = 6
 _MOST_NAMED = 3  # of runs that failed alike
 
-_MOST_NAMED = 3  # of runs that failed alike
-
 
 def compare_command(words: Sequence[str]) -> int:
     """Make the runs of a comparison that are not there yet, and show its table; returns the exit code."""
