@@ -30,10 +30,10 @@ def fit_size_(
     """Give all live channels of ``model`` more or fewer bits, each alike, until its packed size is ``target_bytes``.
 
     The range of each channel stays; its codes become finer or coarser, by whole bits where exponents are whole (so that
-    sizes are met less closely). No channel dies, none of zero bits comes back, and the least bits of a layer hold; one that
-    merely has no code but zero may get others, which makes sizes jump. It is for the end,
-    when bits are frozen and ``TargetSize`` has brought the size near: let the weights train on afterwards, and call it
-    again as the size drifts.
+    sizes are met less closely). No channel dies, none of zero bits comes back, and the least bits of a layer hold; a
+    channel that merely has no code but zero may get others, which makes sizes jump. It is for the end, when bits are
+    frozen and ``TargetSize`` has brought the size near: let the weights train on afterwards, and call it again as the
+    size drifts.
 
     Args: metadata - as it will be given to ``scrimp.pack``. tolerance - how far off the target is close enough.
     Returns: the size that the file would have after ``finalize_``, when channels that have no code but zero do not
