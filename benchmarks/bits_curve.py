@@ -15,12 +15,15 @@ the recipe with the same epochs.
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from environment import RESULTS, facts, spread, write_result
 
+from scrimp.bits import inspect_packed
 from scrimp.report.summary import Summary
 from scrimp.train.config import TrainConfig
+from scrimp.train.outcome import PACKED_NAME
 from scrimp.train.recipes import find_recipe
 from scrimp.train.run import run
 from scrimp.train.variants import with_savings
@@ -35,10 +38,16 @@ def finish(config: TrainConfig, out: Path) -> Summary:
     return done.summary
 
 
-def point(summaries: list[Summary]) -> dict[str, Any]:
-    """What the seeds of one setting came to."""
+def with_mean(values: list[float]) -> dict[str, float]:
+    """The spread of values and their mean."""
+    return {**spread(values), "mean": round(mean(values), 6)}
+
+
+def point(summaries: list[Summary], code_bytes: list[int]) -> dict[str, Any]:
+    """What the seeds of one setting came to. ``code_bytes``: what the codes alone take of each packed file."""
     result: dict[str, Any] = {
         "train_seconds": spread([one.train_seconds for one in summaries]),
+        "cpu_seconds": spread([one.cpu_seconds for one in summaries if one.cpu_seconds is not None]),
         "weights_kept_fraction": spread([one.weights_kept_fraction for one in summaries]),
         "float32_bytes": summaries[0].model_float32_bytes,
     }
@@ -46,9 +55,12 @@ def point(summaries: list[Summary]) -> dict[str, Any]:
     if packed:
         result["packed_bytes"] = spread([float(size) for size in packed])
         result["fraction_of_float32"] = spread([size / summaries[0].model_float32_bytes for size in packed])
+        # the weights' bits alone, as the paper counts
+        result["codes_of_float32"] = with_mean([size / summaries[0].model_float32_bytes for size in code_bytes])
     accuracies = [one.test_accuracy for one in summaries if one.test_accuracy is not None]
     losses = [one.test_loss_nats for one in summaries if one.test_loss_nats is not None]
-    return {**result, "test_loss_nats": spread(losses), **({"test_accuracy": spread(accuracies)} if accuracies else {})}
+    quality = {"test_accuracy": with_mean(accuracies)} if accuracies else {}
+    return {**result, "test_loss_nats": with_mean(losses), **quality}
 
 
 def main() -> None:
@@ -74,12 +86,14 @@ def main() -> None:
     points = []
     for gamma in (None, *options.gammas):
         more = {"quantizer": TrainConfig().quantizer} if gamma is None else {"compress": True, "gamma": gamma}
-        summaries = []
+        summaries, code_bytes = [], []
         for seed in range(options.seeds):
             out = options.runs / name / ("plain" if gamma is None else f"gamma-{gamma:g}") / f"seed-{seed}"
             out.parent.mkdir(parents=True, exist_ok=True)
             summaries.append(finish(config.replace(seed=seed, **more), out))
-        points.append({"gamma": gamma, **point(summaries)})
+            if gamma is not None:
+                code_bytes.append(inspect_packed(out / PACKED_NAME).code_bytes)
+        points.append({"gamma": gamma, **point(summaries, code_bytes)})
         size = points[-1].get("packed_bytes", {"median": points[-1]["float32_bytes"]})["median"]
         quality = points[-1].get("test_accuracy", points[-1]["test_loss_nats"])["median"]
         print(f"gamma {gamma}: {size:,.0f} bytes, {quality:.4f}", flush=True)

@@ -51,18 +51,12 @@ def bound_of(codes: Ints) -> int:
 def encode_channels(channels: Sequence[Ints], *, with_data: bool = True) -> CodeStream:
     """Code channels, each a flat array of whole numbers. Without ``with_data`` only their costs are computed."""
     kinds = [0] * len(channels)
-    tables, bounds = [], [0]
+    tables = []
     for kind, group in enumerate(_groups(channels), start=1):
         tables.append(Table(group.bound, tuple(rans.quantized_frequencies(group.symbol_counts()).tolist())))
-        bounds.append(group.bound)
         for member in group.members:
             kinds[member] = kind
-    upper, lower = [], []
-    for codes, kind in zip(channels, kinds, strict=True):
-        bound, low_bits = bounds[kind], _low_bits(bounds[kind])
-        upper.append((codes + bound) >> low_bits if kind else codes[:0])
-        lower.append((codes + bound) & ((1 << low_bits) - 1) if low_bits else codes[:0])
-    data = _encode(upper, lower, kinds, tables) if with_data else b""
+    data = _encode(channels, kinds, tables) if with_data else b""
     return CodeStream(tuple(kinds), tuple(tables), data, bits_of_channels(channels, kinds, tables))
 
 
@@ -187,22 +181,24 @@ def _groups(channels: Sequence[Ints]) -> list[_Group]:
     return groups
 
 
-def _encode(upper: list[Ints], lower: list[Ints], kinds: list[int], tables: list[Table]) -> bytes:
-    frequencies, starts = [], []
+def _encode(channels: Sequence[Ints], kinds: Sequence[int], tables: Sequence[Table]) -> bytes:
+    uppers: list[tuple[Ints, Ints]] = []  # frequencies, and the sums of those before them
+    lowers: list[tuple[Ints, Ints]] = []
     arrays = [np.array(table.frequencies, dtype=np.int64) for table in tables]
-    for symbols, kind in zip(upper, kinds, strict=True):
-        if kind:
-            table = arrays[kind - 1]
-            frequencies.append(table[symbols])
-            starts.append((np.cumsum(table) - table)[symbols])
-    for symbols, kind in zip(lower, kinds, strict=True):
-        if len(symbols):
-            table = _uniform(_low_bits(tables[kind - 1].bound))
-            frequencies.append(table[symbols])
-            starts.append(symbols * table[0])
-    if not frequencies:
+    for codes, kind in zip(channels, kinds, strict=True):
+        if not kind:
+            continue
+        table, bound = arrays[kind - 1], tables[kind - 1].bound
+        low_bits = _low_bits(bound)
+        symbols = (codes + bound) >> low_bits
+        uppers.append((table[symbols], (np.cumsum(table) - table)[symbols]))
+        if low_bits:
+            rest, even = (codes + bound) & ((1 << low_bits) - 1), _uniform(low_bits)
+            lowers.append((even[rest], rest * even[0]))
+    if not uppers:
         return b""
-    return rans.encode(np.concatenate(frequencies), np.concatenate(starts))
+    frequencies, starts = (np.concatenate(parts) for parts in zip(*uppers, *lowers, strict=True))
+    return rans.encode(frequencies, starts)
 
 
 def _low_bits(bound: int) -> int:
